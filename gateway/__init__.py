@@ -1,0 +1,1 @@
+"""SERVES. Listens, authenticates, meters, keeps the books; calls policies to decide."""

@@ -1,0 +1,1 @@
+"""DECIDES. Pure functions over frozen values: no await, clock, randomness, environment or log."""

@@ -1,0 +1,288 @@
+"""The vocabulary: frozen, keyword-only values that every room shares.
+
+Units stand last in a name: `_nano` is a billionth of a yuan (1e-9 CNY), `_ms` milliseconds, `_s`
+seconds of the clock that was passed in, `_tokens` model tokens. Money is always an integer of
+nano-CNY: every price that Ark publishes (CNY per million tokens, at most three decimals) is then a
+whole number per token (0.03 CNY/M = 30 nano), and a counter stays exact in Redis Lua up to 2**53,
+which is 9,007,199 CNY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+NANO_PER_CNY = 1_000_000_000
+MONEY_NANO_MAX = 2**53 - 1
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all vocabulary: compares, prints, serialises; cannot change."""
+
+
+class Sensitivity(IntEnum):
+    """How far data may travel. The order is fixed; a larger number is stricter."""
+
+    PUBLIC = 0
+    INTERNAL = 1
+    SENSITIVE = 2
+
+
+STRICTEST = Sensitivity.SENSITIVE
+
+
+class Site(StrEnum):
+    """On the premises, or outside."""
+
+    LOCAL = "local"
+    CLOUD = "cloud"
+
+
+class SloClass(StrEnum):
+    """Whether somebody waits for the answer."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Capability(StrEnum):
+    """What a request needs beyond plain text."""
+
+    VISION = "vision"
+    VIDEO = "video"
+    TOOLS = "tools"
+    STRUCTURED = "structured"
+    LOGPROBS = "logprobs"
+    CHOICES = "choices"  # n > 1
+
+
+class Reason(StrEnum):
+    """Why a request went where it went, or why it was refused."""
+
+    # local
+    LOCAL_FITS = "local_fits"  # the pool can answer in time: the normal case
+    PINNED = "sensitive_pinned"  # the label keeps it on the premises
+    LOCAL_ASKED = "local_asked"  # the caller named the side
+    CLOUD_OFF = "cloud_off"  # nothing but the pool is configured
+    CLOUD_BUDGET = "cloud_budget_exhausted"  # the pool queues it: the cloud has no money left
+    CLOUD_BREAKER = "cloud_breaker_open"  # the cloud is failing: the pool queues it
+    CLOUD_UNFIT = "cloud_unfit"  # no cloud model can do what the request asks
+    # cloud
+    POOL_FULL = "pool_full"  # every local slot and queue place is taken
+    DEADLINE = "deadline"  # the pool would answer later than the caller allows
+    POOL_DOWN = "pool_down"  # no worker is fit to be asked
+    CLOUD_ASKED = "cloud_asked"
+    LOCAL_UNFIT = "local_unfit"  # no local model can do what the request asks
+    # either
+    FALLBACK = "fallback"  # an earlier attempt of the same plan failed
+    # refusals
+    SENSITIVE_LOCAL_UNAVAILABLE = "sensitive_local_unavailable"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    NO_CAPACITY = "no_capacity"
+    MODEL_UNKNOWN = "model_unknown"
+    MODEL_FORBIDDEN = "model_forbidden"
+    SIDE_FORBIDDEN = "side_forbidden"  # cloud/... asked for data that must stay
+    UNFIT = "no_target_fits"  # context too long or capability missing everywhere
+
+
+class Principal(Value, frozen=True, kw_only=True):
+    """Who asks, as proven by a verified token. Absent claims are None or empty."""
+
+    tenant: str
+    subject: str
+    key_id: str
+    org: str | None = None
+    models: tuple[str, ...] = ()  # allowed public names; empty: all
+    sensitivity_floor: Sensitivity | None = None
+    label_malformed: bool = False  # the claim was there and could not be read
+    slo: SloClass = SloClass.INTERACTIVE
+    budgets: tuple[str, ...] = ()  # further scopes to draw on, kind:name
+    expires_at_s: float = 0.0  # wall clock
+
+
+class Label(Value, frozen=True, kw_only=True):
+    """The sensitivity that counts for one request, and where it came from."""
+
+    level: Sensitivity
+    source: str  # claim | header | body | tenant_default | unknown_label | ...
+    note: str | None = None  # said to the caller, e.g. that an unknown label counted as strictest
+
+
+class ImageSize(Value, frozen=True, kw_only=True, array_like=True):
+    """Width and height of one picture in pixels."""
+
+    width: int
+    height: int
+
+
+class Facts(Value, frozen=True, kw_only=True):
+    """What the decision needs to know of one request: sizes and rights, never its text."""
+
+    request_id: str
+    tenant: str
+    scopes: tuple[str, ...]  # budget scopes of the caller, kind:name
+    model: str  # public name, without the side prefix
+    side: Site | None  # local/... or cloud/... was asked for
+    label: Label
+    needs: frozenset[Capability] = frozenset()
+    images: tuple[ImageSize, ...] = ()
+    remote_images: bool = False  # a picture is named by a URL that somebody must fetch
+    prompt_tokens_max: int  # an upper bound for text, without pictures
+    output_tokens_max: int  # clamped; also what is sent upstream
+    output_tokens_likely: int
+    deadline_ms: int | None = None  # to the first token
+    slo: SloClass = SloClass.INTERACTIVE
+    stream: bool = False
+
+
+class Health(StrEnum):
+    """What the probes of a worker say."""
+
+    UP = "up"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class ModelTraits(Value, frozen=True, kw_only=True):
+    """What one engine or cloud model can do, and how it counts pictures."""
+
+    capabilities: frozenset[Capability] = frozenset()
+    context_tokens: int
+    output_tokens_max: int
+    image_factor_px: int = 28  # one token covers a square of this side
+    image_pixels_min: int = 12_544  # a smaller picture is scaled up to this
+    image_pixels_max: int = 4_816_896  # a larger one is scaled down to this
+
+
+class WorkerState(Value, frozen=True, kw_only=True):
+    """One local worker as last reported, plus what we sent since (in-flight guards)."""
+
+    id: str
+    model: str  # name the worker serves
+    traits: ModelTraits
+    health: Health = Health.UP
+    breaker: BreakerState = BreakerState.CLOSED
+    slots: int = 1
+    running: int = 0
+    waiting: int = 0
+    queue_limit: int = 0
+    in_flight: int = 0  # requests of this gateway that the worker has not answered
+    in_flight_prompt_tokens: int = 0
+    in_flight_output_tokens: int = 0  # expected, not yet produced
+    decode_tokens_per_s: float = 0.0  # of one request; 0: not measured yet
+    prefill_tokens_per_s: float = 0.0
+    ttft_ewma_ms: float = 0.0  # peak EWMA seen from here; 0: not measured yet
+    weight: float = 1.0
+
+
+class CloudState(Value, frozen=True, kw_only=True):
+    """One cloud model as this gateway sees it."""
+
+    model: str  # id at Ark
+    traits: ModelTraits
+    breaker: BreakerState = BreakerState.CLOSED
+    blocked_until_s: float = 0.0  # Retry-After or a minute window, monotonic clock
+    rpm_left: int | None = None
+    tpm_left: int | None = None
+    ttft_ewma_ms: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    in_flight: int = 0
+
+
+class BudgetView(Value, frozen=True, kw_only=True):
+    """A budget as last read. A hint for the plan; the ledger alone decides."""
+
+    scope: str
+    limit_nano: int
+    posted_nano: int
+    held_nano: int
+    resets_at_s: float | None = None
+
+    @property
+    def left_nano(self) -> int:
+        return self.limit_nano - self.posted_nano - self.held_nano
+
+
+class Snapshot(Value, frozen=True, kw_only=True):
+    """The world at one moment, read from memory."""
+
+    workers: tuple[WorkerState, ...] = ()
+    clouds: tuple[CloudState, ...] = ()
+    budgets: Mapping[str, tuple[BudgetView, ...]] = {}  # by scope
+    cloud_enabled: bool = False
+
+
+class CloudPermit(Value, frozen=True, kw_only=True):
+    """Proof that the label of one request lets it leave. Only policies.sensitivity makes one."""
+
+    request_id: str
+    level: Sensitivity
+
+
+class Attempt(Value, frozen=True, kw_only=True):
+    """One place to try, with what it may cost and when it should answer."""
+
+    site: Site
+    target: str  # worker id or cloud model id
+    reason: Reason
+    hold_nano: int  # upper bound: the amount that is reserved
+    scopes: tuple[str, ...]  # every budget scope that this attempt draws on
+    cloud_nano: int | None  # expected cost in the cloud: what a local answer saves
+    ttft_ms: float  # predicted
+    finish_ms: float  # predicted
+    permit: CloudPermit | None = None
+
+
+class Considered(Value, frozen=True, kw_only=True):
+    """One target that the plan looked at, and what it found: part of the `why`."""
+
+    site: Site
+    target: str
+    verdict: str  # chosen | next | breaker_open | full | late | unfit | over_budget | label | ...
+    ttft_ms: float | None = None
+    finish_ms: float | None = None
+    hold_nano: int | None = None
+
+
+class Why(Value, frozen=True, kw_only=True):
+    """Everything the decision used, as data. It goes to the caller, the log and the ledger."""
+
+    reason: Reason
+    label: Label
+    considered: tuple[Considered, ...] = ()
+    deadline_ms: int | None = None
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """Attempts in the order in which they are tried. Never empty."""
+
+    attempts: tuple[Attempt, ...]
+    why: Why
+
+
+class Refusal(Value, frozen=True, kw_only=True):
+    """No attempt is possible now. `retry_after_s` None: repeating will not help."""
+
+    reason: Reason
+    message: str
+    why: Why
+    retry_after_s: int | None = None
+
+
+class Usage(Value, frozen=True, kw_only=True):
+    """Tokens by kind as the engine reported them, and how long a local slot was occupied."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # part of prompt_tokens
+    image_tokens: int = 0  # part of prompt_tokens
+    reasoning_tokens: int = 0  # part of completion_tokens
+    slot_ms: int = 0  # local only
