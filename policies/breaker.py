@@ -1,0 +1,74 @@
+"""Circuit breaker of one target: closed, open, half-open, as pure transitions.
+
+Two signals trip it (the combination is linkerd's): several failures in a row, or one failure that
+says by itself that repeating is useless (account overdue, key refused). A rate-limit answer is no
+sign of illness: it blocks the target until its window ends and leaves the count alone. A caller's
+own mistake (4xx) is neither.
+"""
+
+from __future__ import annotations
+
+from policies.types import BreakerState, Value
+
+FAILURES_IN_A_ROW = 5  # Envoy's outlier detection default
+OPEN_FIRST_S = 2.0  # short: a local worker restarts in seconds
+OPEN_MAX_S = 60.0
+FATAL_OPEN_S = 60.0  # an overdue account is not cured by asking every two seconds
+PROBE_PATIENCE_S = 30.0  # a probe that reports nothing for so long is given up
+
+
+class Breaker(Value, frozen=True, kw_only=True):
+    """State of one target. Times are of the clock that is passed in, in seconds."""
+
+    failures: int = 0  # in a row
+    trips: int = 0  # in a row, without a success between them
+    open_until_s: float = 0.0
+    probing_since_s: float | None = None  # a half-open probe is under way
+
+
+def state(breaker: Breaker, now_s: float) -> BreakerState:
+    """Closed: ask freely. Open: do not ask. Half-open: one request may try."""
+    if breaker.trips == 0:
+        return BreakerState.CLOSED
+    if now_s < breaker.open_until_s:
+        return BreakerState.OPEN
+    since = breaker.probing_since_s
+    if since is not None and now_s - since < PROBE_PATIENCE_S:
+        return BreakerState.OPEN
+    return BreakerState.HALF_OPEN
+
+
+def sent(breaker: Breaker, now_s: float) -> Breaker:
+    """A request goes to the target. When half-open it is the probe."""
+    if state(breaker, now_s) is not BreakerState.HALF_OPEN:
+        return breaker
+    return _replace(breaker, probing_since_s=now_s)
+
+
+def succeeded(breaker: Breaker) -> Breaker:
+    """The target answered well: everything is forgiven."""
+    if breaker.trips == 0 and breaker.failures == 0:
+        return breaker
+    return Breaker()
+
+
+def failed(breaker: Breaker, now_s: float, *, fatal: bool = False) -> Breaker:
+    """The target failed. `fatal`: asking again soon is useless."""
+    failures = breaker.failures + 1
+    probe_failed = breaker.trips > 0
+    if not (fatal or probe_failed or failures >= FAILURES_IN_A_ROW):
+        return _replace(breaker, failures=failures)
+    trips = breaker.trips + 1
+    open_s = FATAL_OPEN_S if fatal else min(OPEN_FIRST_S * 2 ** (trips - 1), OPEN_MAX_S)
+    return Breaker(failures=failures, trips=trips, open_until_s=now_s + open_s)
+
+
+def _replace(
+    breaker: Breaker, *, failures: int | None = None, probing_since_s: float | None = None
+) -> Breaker:
+    return Breaker(
+        failures=breaker.failures if failures is None else failures,
+        trips=breaker.trips,
+        open_until_s=breaker.open_until_s,
+        probing_since_s=probing_since_s,
+    )

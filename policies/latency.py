@@ -1,0 +1,68 @@
+"""When a target would answer: predicted time to first token and to the last one.
+
+Predicted from what is queued there now and how fast it works, not from averages of past answers:
+those say nothing of the next burst.
+"""
+
+from __future__ import annotations
+
+from policies.types import CloudState, Facts, Value, WorkerState
+
+# Before anything was measured. A worker measures itself at start-up, so these last for moments.
+DECODE_TOKENS_PER_S = 30.0
+PREFILL_TOKENS_PER_S = 2_000.0
+# Ark answers in 200-800 ms; a first guess until this gateway has its own figures.
+CLOUD_TTFT_MS = 500.0
+CLOUD_DECODE_TOKENS_PER_S = 60.0
+
+
+class Forecast(Value, frozen=True, kw_only=True):
+    """Milliseconds from now. `queued_ms` is the part of `ttft_ms` spent waiting for a slot."""
+
+    ttft_ms: float
+    finish_ms: float
+    queued_ms: float = 0.0
+
+
+def occupancy(worker: WorkerState) -> int:
+    """Requests that hold or await a slot: as reported, or as we know better by what we sent.
+
+    A report is up to 20 ms old; within a burst our own count is ahead of it.
+    """
+    return max(worker.running + worker.waiting, worker.in_flight)
+
+
+def has_room(worker: WorkerState) -> bool:
+    """Whether the worker would take one more request instead of answering busy."""
+    return occupancy(worker) < worker.slots + worker.queue_limit
+
+
+def of_worker(worker: WorkerState, facts: Facts, prompt_tokens: int) -> Forecast:
+    """Forecast for a local worker. prompt_tokens: likely size with pictures."""
+    decode = worker.decode_tokens_per_s or DECODE_TOKENS_PER_S
+    prefill = worker.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
+    own_prefill_ms = 1000.0 * prompt_tokens / prefill
+    own_decode_ms = 1000.0 * facts.output_tokens_likely / decode
+
+    ahead = occupancy(worker) - worker.slots + 1  # slots must fall free so often before ours does
+    queued_ms = 0.0
+    if ahead > 0:
+        output = _mean(worker.in_flight_output_tokens, worker.in_flight, facts.output_tokens_likely)
+        prompt = _mean(worker.in_flight_prompt_tokens, worker.in_flight, prompt_tokens)
+        service_ms = 1000.0 * (output / decode + prompt / prefill)
+        queued_ms = ahead * service_ms / worker.slots
+    ttft_ms = queued_ms + own_prefill_ms + 1000.0 / decode
+    return Forecast(ttft_ms=ttft_ms, finish_ms=ttft_ms + own_decode_ms, queued_ms=queued_ms)
+
+
+def of_cloud(cloud: CloudState, facts: Facts) -> Forecast:
+    """Forecast for a cloud model: its measured first token and pace (it has no queue we see)."""
+    ttft_ms = cloud.ttft_ewma_ms or CLOUD_TTFT_MS
+    decode = cloud.decode_tokens_per_s or CLOUD_DECODE_TOKENS_PER_S
+    return Forecast(
+        ttft_ms=ttft_ms, finish_ms=ttft_ms + 1000.0 * facts.output_tokens_likely / decode
+    )
+
+
+def _mean(total: int, count: int, otherwise: int) -> float:
+    return total / count if count else float(otherwise)
