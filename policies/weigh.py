@@ -1,0 +1,193 @@
+"""One target at a time: may it be asked, when would it answer, what may it cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from policies import latency, tokens
+from policies.price import LocalRate, PriceCard, Unpriced, local_cost, quote
+from policies.types import (
+    BreakerState,
+    BudgetView,
+    Capability,
+    CloudPermit,
+    CloudState,
+    Facts,
+    Health,
+    ModelTraits,
+    Site,
+    SloClass,
+    Snapshot,
+    Value,
+    WorkerState,
+)
+
+# A local answer may take longer than predicted; the hold must still cover it. What it takes beyond
+# three times the prediction is booked as far as the hold reaches and flagged.
+LOCAL_HOLD_FACTOR = 3.0
+
+
+class Route(Value, frozen=True, kw_only=True):
+    """A public model name and what may answer for it.
+
+    local: names that workers serve; ("*",) any worker.   cloud: model ids at Ark, preferred first.
+    """
+
+    name: str
+    local: tuple[str, ...] = ("*",)
+    cloud: tuple[str, ...] = ()
+
+
+class Rules(Value, frozen=True, kw_only=True):
+    """What the operator decided: routes by public name and alias, prices, targets."""
+
+    routes: Mapping[str, Route]
+    prices: PriceCard
+    local_rate: LocalRate
+    ttft_target_ms: Mapping[SloClass, float]
+    attempts_max: int = 3
+    local_total_s: float = 300.0
+
+
+class Weighed(Value, frozen=True, kw_only=True):
+    """One target after filtering and pricing; `verdict` is "" when it may be asked."""
+
+    site: Site
+    target: str
+    verdict: str
+    forecast: latency.Forecast | None = None
+    hold_nano: int = 0
+
+
+def weigh_worker(
+    facts: Facts, worker: WorkerState, route: Route, snapshot: Snapshot, rules: Rules
+) -> Weighed:
+    images = sum(tokens.image_tokens(worker.traits, size) for size in facts.images)
+    verdict = _worker_verdict(facts, worker, route, images)
+    if verdict:
+        return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
+    forecast = latency.of_worker(worker, facts, tokens.likely(facts.prompt_tokens_max) + images)
+    hold_nano = _local_hold(facts, worker, images, rules)
+    scopes = attempt_scopes(facts, Site.LOCAL)
+    return Weighed(
+        site=Site.LOCAL,
+        target=worker.id,
+        verdict="over_budget" if _over_budget(scopes, hold_nano, snapshot.budgets) else "",
+        forecast=forecast,
+        hold_nano=hold_nano,
+    )
+
+
+def _worker_verdict(facts: Facts, worker: WorkerState, route: Route, images: int) -> str:
+    if facts.side is Site.CLOUD:
+        return "side"
+    if route.local != ("*",) and worker.model not in route.local:
+        return "other_model"
+    if worker.health is not Health.UP:
+        return worker.health.value
+    if worker.breaker is BreakerState.OPEN:
+        return "breaker_open"
+    if facts.remote_images:
+        return "remote_image"  # nothing on the premises fetches a picture from outside
+    if not _fits(facts, worker.traits, images):
+        return "unfit"
+    if not latency.has_room(worker):
+        return "full"
+    return ""
+
+
+def weigh_clouds(
+    facts: Facts,
+    route: Route,
+    permit: CloudPermit | None,
+    snapshot: Snapshot,
+    rules: Rules,
+    now_s: float,
+) -> list[Weighed]:
+    if not snapshot.cloud_enabled:
+        return []
+    known = {cloud.model: cloud for cloud in snapshot.clouds}
+    return [
+        _weigh_cloud(facts, known[model], permit, snapshot, rules, now_s)
+        for model in route.cloud
+        if model in known
+    ]
+
+
+def _weigh_cloud(
+    facts: Facts,
+    cloud: CloudState,
+    permit: CloudPermit | None,
+    snapshot: Snapshot,
+    rules: Rules,
+    now_s: float,
+) -> Weighed:
+    def no(verdict: str) -> Weighed:
+        return Weighed(site=Site.CLOUD, target=cloud.model, verdict=verdict)
+
+    images = sum(tokens.image_tokens(cloud.traits, size) for size in facts.images)
+    if permit is None:
+        return no("label")
+    if facts.side is Site.LOCAL:
+        return no("side")
+    if facts.remote_images or not _fits(facts, cloud.traits, images):
+        return no("unfit")  # a picture of unknown size has no upper bound of cost
+    if cloud.breaker is BreakerState.OPEN:
+        return no("breaker_open")
+    if now_s < cloud.blocked_until_s or cloud.rpm_left == 0 or cloud.tpm_left == 0:
+        return no("rate_limited")
+    try:
+        bound = quote(
+            rules.prices,
+            cloud.model,
+            prompt_tokens_max=facts.prompt_tokens_max + images,
+            output_tokens_max=min(facts.output_tokens_max, cloud.traits.output_tokens_max),
+        )
+    except Unpriced:
+        return no("unpriced")
+    scopes = attempt_scopes(facts, Site.CLOUD)
+    return Weighed(
+        site=Site.CLOUD,
+        target=cloud.model,
+        verdict="over_budget" if _over_budget(scopes, bound.nano, snapshot.budgets) else "",
+        forecast=latency.of_cloud(cloud, facts),
+        hold_nano=bound.nano,
+    )
+
+
+def _fits(facts: Facts, traits: ModelTraits, image_tokens: int) -> bool:
+    if facts.images and Capability.VISION not in traits.capabilities:
+        return False
+    if not facts.needs <= traits.capabilities:
+        return False
+    likely = tokens.likely(facts.prompt_tokens_max) + image_tokens
+    return likely < traits.context_tokens
+
+
+def _local_hold(facts: Facts, worker: WorkerState, image_tokens: int, rules: Rules) -> int:
+    """Upper bound of a local answer's cost in nano-CNY: slot time at a third of the known pace."""
+    decode = worker.decode_tokens_per_s or latency.DECODE_TOKENS_PER_S
+    prefill = worker.prefill_tokens_per_s or latency.PREFILL_TOKENS_PER_S
+    predicted_s = (facts.prompt_tokens_max + image_tokens) / prefill
+    predicted_s += facts.output_tokens_max / decode
+    bound_s = min(LOCAL_HOLD_FACTOR * predicted_s, rules.local_total_s)
+    return local_cost(rules.local_rate, slot_ms=int(1000 * bound_s) + 1)
+
+
+def attempt_scopes(facts: Facts, site: Site) -> tuple[str, ...]:
+    """Budget scopes that an attempt at this site draws on."""
+    return (*facts.scopes, f"model:{facts.model}", f"backend:{site.value}")
+
+
+def _over_budget(
+    scopes: Iterable[str], hold_nano: int, budgets: Mapping[str, Sequence[BudgetView]]
+) -> bool:
+    """Certainly over: what is posted never shrinks within a period. Holds may be freed any moment,
+    so whether they leave room is for the ledger to say."""
+    if not budgets:
+        return False
+    return any(
+        view.posted_nano + hold_nano > view.limit_nano
+        for scope in scopes
+        for view in budgets.get(scope, ())
+    )
