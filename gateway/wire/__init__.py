@@ -1,0 +1,1 @@
+"""One module per client dialect: its bytes to a ChatRequest, and the answer back."""
