@@ -157,7 +157,7 @@ def _reference_nano(facts: Facts, route: Route, rules: Rules) -> int | None:
             return quote(
                 rules.prices,
                 model,
-                prompt_tokens_max=tokens.likely(facts.prompt_tokens_max),
+                prompt_tokens_max=facts.prompt_tokens_likely,
                 output_tokens_max=facts.output_tokens_likely,
             ).nano
         except Unpriced:

@@ -130,6 +130,7 @@ class Facts(Value, frozen=True, kw_only=True):
     images: tuple[ImageSize, ...] = ()
     remote_images: bool = False  # a picture is named by a URL that somebody must fetch
     prompt_tokens_max: int  # an upper bound for text, without pictures
+    prompt_tokens_likely: int  # the same as an estimate, for latency
     output_tokens_max: int  # clamped; also what is sent upstream
     output_tokens_likely: int
     deadline_ms: int | None = None  # to the first token

@@ -39,9 +39,14 @@ class Route(Value, frozen=True, kw_only=True):
 
 
 class Rules(Value, frozen=True, kw_only=True):
-    """What the operator decided: routes by public name and alias, prices, targets."""
+    """What the operator decided: routes by public name and alias, prices, targets.
+
+    cloud_traits: by Ark model id, also while the cloud is off (what a local answer saved is priced
+                  by them).
+    """
 
     routes: Mapping[str, Route]
+    cloud_traits: Mapping[str, ModelTraits]
     prices: PriceCard
     local_rate: LocalRate
     ttft_target_ms: Mapping[SloClass, float]
@@ -66,7 +71,7 @@ def weigh_worker(
     verdict = _worker_verdict(facts, worker, route, images)
     if verdict:
         return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
-    forecast = latency.of_worker(worker, facts, tokens.likely(facts.prompt_tokens_max) + images)
+    forecast = latency.of_worker(worker, facts, facts.prompt_tokens_likely + images)
     hold_nano = _local_hold(facts, worker, images, rules)
     scopes = attempt_scopes(facts, Site.LOCAL)
     return Weighed(
@@ -160,7 +165,7 @@ def _fits(facts: Facts, traits: ModelTraits, image_tokens: int) -> bool:
         return False
     if not facts.needs <= traits.capabilities:
         return False
-    likely = tokens.likely(facts.prompt_tokens_max) + image_tokens
+    likely = facts.prompt_tokens_likely + image_tokens
     return likely < traits.context_tokens
 
 

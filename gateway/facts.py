@@ -1,0 +1,164 @@
+"""From a request to what the decision needs to know of it: sizes and rights, never its text."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from multidict import CIMultiDictProxy
+
+from backends import media
+from backends.chat import ChatRequest, ImagePart, TextPart
+from gateway.errors import GatewayError
+from gateway.wire.base import Asked
+from policies import sensitivity, tokens
+from policies.types import (
+    Capability,
+    Facts,
+    ImageSize,
+    Principal,
+    Site,
+)
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+DEADLINE_MS_MAX = 3_600_000
+IMAGES_MAX = 64
+
+
+def new_request_id() -> str:
+    """Sorts by time, as long as a UUID, cannot be guessed (80 random bits)."""
+    return f"yz-{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+
+
+def facts_of(
+    request_id: str,
+    principal: Principal,
+    asked: Asked,
+    headers: CIMultiDictProxy[str],
+    gateway: Gateway,
+) -> Facts:
+    """Raises GatewayError: a picture that cannot be read, a header that is not a number, a model
+    that the token does not allow."""
+    chat, config = asked.chat, gateway.config
+    side, model = _side(chat.model)
+    route = gateway.rules.routes.get(model)
+    name = route.name if route is not None else model
+    if principal.models and name not in principal.models and model not in principal.models:
+        text = f"this token allows the models {', '.join(principal.models)}, not {model!r}"
+        raise GatewayError(403, "model_not_allowed", text, param="model")
+    pictures = [part.image_url.url for part in _parts(chat) if isinstance(part, ImagePart)]
+    if len(pictures) > IMAGES_MAX:
+        text = f"{len(pictures)} pictures in one request; at most {IMAGES_MAX}"
+        raise GatewayError(400, "too_many_images", text, param="messages")
+    label = sensitivity.resolve(
+        principal,
+        headers.getall("x-yuzui-sensitivity", ()),
+        asked.label,
+        has_images=bool(pictures),
+        rules=gateway.label_rules,
+    )
+    texts = list(_texts(chat))
+    wish = chat.max_completion_tokens or chat.max_tokens or config.limits.output_tokens_default
+    output_max = min(wish, config.limits.output_tokens_max)
+    return Facts(
+        request_id=request_id,
+        tenant=principal.tenant,
+        scopes=scopes_of(principal),
+        model=name,
+        side=side,
+        label=label,
+        needs=_needs(chat),
+        images=tuple(_size(url) for url in pictures if not media.is_remote(url)),
+        remote_images=any(media.is_remote(url) for url in pictures),
+        prompt_tokens_max=tokens.text_tokens_max(texts, messages=len(chat.messages)),
+        prompt_tokens_likely=tokens.text_tokens_likely(texts, messages=len(chat.messages)),
+        output_tokens_max=output_max,
+        output_tokens_likely=gateway.world.likely_output_tokens(name, output_max),
+        deadline_ms=_deadline(headers.getall("x-yuzui-deadline-ms", ())),
+        slo=principal.slo,
+        stream=bool(chat.stream),
+    )
+
+
+def scopes_of(principal: Principal) -> tuple[str, ...]:
+    """Budget scopes of the caller, kind:name; those of the attempt are added by the plan."""
+    scopes = [f"tenant:{principal.tenant}", f"user:{principal.subject}", f"key:{principal.key_id}"]
+    if principal.org:
+        scopes.append(f"org:{principal.org}")
+    scopes += [scope for scope in principal.budgets if scope not in scopes]
+    return tuple(scopes)
+
+
+def _side(model: str) -> tuple[Site | None, str]:
+    """`local/...` or `cloud/...` in front of a public name asks for a side."""
+    for site in Site:
+        if model.startswith(f"{site.value}/"):
+            return site, model[len(site.value) + 1 :]
+    return None, model
+
+
+def _parts(chat: ChatRequest) -> Iterable[TextPart | ImagePart]:
+    for message in chat.messages:
+        if isinstance(message.content, list):
+            yield from message.content
+
+
+def _texts(chat: ChatRequest) -> Iterable[str]:
+    """Everything that becomes prompt text, tools and schemas included."""
+    for message in chat.messages:
+        if isinstance(message.content, str):
+            yield message.content
+        if message.reasoning_content:
+            yield message.reasoning_content
+        for call in message.tool_calls or ():
+            yield call.function.name
+            yield call.function.arguments
+    for part in _parts(chat):
+        if isinstance(part, TextPart):
+            yield part.text
+    for extra in (chat.tools, chat.response_format):
+        if extra is not None:
+            yield msgspec.json.encode(extra).decode()
+
+
+def _needs(chat: ChatRequest) -> frozenset[Capability]:
+    needs = set()
+    if any(isinstance(part, ImagePart) for part in _parts(chat)):
+        needs.add(Capability.VISION)
+    if chat.tools:
+        needs.add(Capability.TOOLS)
+    kind = chat.response_format.get("type") if isinstance(chat.response_format, dict) else None
+    if kind not in (None, "text"):
+        needs.add(Capability.STRUCTURED)
+    if chat.logprobs:
+        needs.add(Capability.LOGPROBS)
+    if (chat.n or 1) > 1:
+        needs.add(Capability.CHOICES)
+    return frozenset(needs)
+
+
+def _size(url: str) -> ImageSize:
+    try:
+        info = media.sniff(url)
+    except media.MediaError as error:
+        raise GatewayError(400, error.code, error.message, param="messages") from None
+    return ImageSize(width=info.width, height=info.height)
+
+
+def _deadline(values: Sequence[str]) -> int | None:
+    """Milliseconds to the first token. Of several the shortest counts."""
+    if not values:
+        return None
+    try:
+        deadlines = [int(value) for value in values]
+    except ValueError:
+        deadlines = [0]
+    if not all(1 <= value <= DEADLINE_MS_MAX for value in deadlines):
+        text = f"x-yuzui-deadline-ms must be a whole number from 1 to {DEADLINE_MS_MAX}"
+        raise GatewayError(400, "invalid_value", text, param="x-yuzui-deadline-ms")
+    return min(deadlines)

@@ -1,0 +1,326 @@
+"""What is kept of an exchange: its ledger row, its log line, and what the client is told of it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+import tenacity
+from msgspec.structs import replace
+
+from backends.chat import ChatRequest
+from gateway.errors import GatewayError, insufficient_quota
+from gateway.ledger import Exhausted, LedgerUnavailable
+from gateway.rows import Row
+from gateway.wire.base import Asked
+from policies.charge import Charge, charge
+from policies.exchange import Event, Phase, Resolve, Step, Then, step
+from policies.types import (
+    NANO_PER_CNY,
+    Attempt,
+    Facts,
+    Principal,
+    Reason,
+    Refusal,
+    Sensitivity,
+    Usage,
+    Why,
+)
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+_log = structlog.get_logger("yuzui.exchange")
+# A settlement that Redis did not take is repeated this long; after that the sweeper resolves the
+# hold at its deadline, in full.
+SETTLE_PATIENCE_S = 60.0
+
+
+class Run:
+    """One attempt under way: where it is in its life, and what was measured."""
+
+    def __init__(self, number: int, attempt: Attempt, *, hold_id: str) -> None:
+        self.number = number
+        self.attempt = attempt
+        self.hold_id = hold_id
+        self.draft: Row | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.ttft_ms: float | None = None
+        self._phase = Phase.RESERVED
+        self._started_s = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return self._phase is Phase.OVER
+
+    @property
+    def elapsed_ms(self) -> float:
+        return 1000.0 * (time.monotonic() - self._started_s)
+
+    def advance(self, event: Event, *, more: bool = False) -> Step:
+        taken = step(self._phase, event, more=more)
+        self._phase = taken.phase
+        return taken
+
+    def first_token(self) -> None:
+        if self.ttft_ms is None:
+            self.ttft_ms = self.elapsed_ms
+
+    def finished(self, usage: Usage | None, finish_reason: str | None = None) -> Step:
+        """The whole answer is here."""
+        self.usage = usage
+        self.finish_reason = finish_reason
+        self.first_token()
+        return self.advance(Event.FINISHED if usage is not None else Event.UNMETERED)
+
+
+class Exchange:
+    """One request and its books."""
+
+    def __init__(
+        self, gateway: Gateway, principal: Principal, facts: Facts, asked: Asked, why: Why
+    ) -> None:
+        self._gateway = gateway
+        self._principal = principal
+        self.facts = facts
+        self.asked = asked
+        self._why = why
+        self._arrived_s = time.monotonic()
+        self._attempts = 0
+        self._route: str | None = None
+        self._reason = why.reason
+        self._charge: Charge | None = None
+        self._exhausted: Exhausted | None = None
+
+    @property
+    def pinned(self) -> bool:
+        return self.facts.label.level >= Sensitivity.SENSITIVE
+
+    def chat_for(self, model: str) -> ChatRequest:
+        """The request in the words of one engine: its own model name, our clamped limit."""
+        return replace(self.asked.chat, model=model)
+
+    # ------------------------------------------------------------ the books
+
+    def draft(self, run: Run) -> Row:
+        """The row as far as it is known when money is held; the sweeper posts it if we die."""
+        facts, attempt = self.facts, run.attempt
+        self._attempts += 1
+        run.draft = Row(
+            request_id=facts.request_id,
+            attempt=run.number,
+            final=True,
+            at_ms=int(time.time() * 1000),
+            tenant=facts.tenant,
+            org=self._principal.org,
+            subject=self._principal.subject,
+            key_id=self._principal.key_id,
+            model=facts.model,
+            site=attempt.site,
+            target=attempt.target,
+            reason=attempt.reason,
+            label=facts.label.level.name.lower(),
+            label_source=facts.label.source,
+            stream=facts.stream,
+            held_nano=attempt.hold_nano,
+            card_version=self._gateway.rules.prices.version,
+            attempts=self._attempts,
+        )
+        return run.draft
+
+    async def settle(self, run: Run, taken: Step, *, outcome: str) -> None:
+        """Resolves the hold of an attempt that is over, and remembers what it cost.
+
+        Never raises for a ledger that cannot be reached: the settlement is then repeated in the
+        background, and after that the sweeper posts the hold in full.
+        """
+        attempt, elapsed_ms = run.attempt, run.elapsed_ms
+        assert taken.resolve is not None
+        self._route = f"{attempt.site.value}:{attempt.target}"
+        self._reason = attempt.reason
+        if taken.resolve is Resolve.VOID:
+            await self.give_back(run)
+            return
+        self._charge = charge(
+            taken.resolve,
+            attempt,
+            self.facts,
+            run.usage,
+            elapsed_ms=int(elapsed_ms),
+            rules=self._gateway.rules,
+        )
+        row = self._row(run, self._charge, outcome, final=taken.then is not Then.NEXT)
+        if run.usage is not None and outcome == "ok":
+            self._gateway.world.succeeded(
+                attempt,
+                self.facts.model,
+                ttft_ms=run.ttft_ms or elapsed_ms,
+                total_ms=elapsed_ms,
+                output_tokens=run.usage.completion_tokens,
+            )
+        try:
+            await self._gateway.ledger.settle(run.hold_id, row)
+        except LedgerUnavailable:
+            self._gateway.later(self._settle_again(run.hold_id, row))
+        self._log_line(row)
+
+    async def _settle_again(self, hold_id: str, row: Row) -> None:
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(LedgerUnavailable),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0),
+            stop=tenacity.stop_after_delay(SETTLE_PATIENCE_S),
+            reraise=True,
+        ):
+            with attempt:
+                await self._gateway.ledger.settle(hold_id, row)
+
+    async def give_back(self, run: Run) -> None:
+        """Voids a hold that certainly was not billed. If Redis is away, the sweeper does it."""
+        try:
+            await self._gateway.ledger.void(run.hold_id)
+        except LedgerUnavailable:
+            _log.warning("hold_not_voided", hold_id=run.hold_id)
+
+    def _row(self, run: Run, charged: Charge, outcome: str, *, final: bool) -> Row:
+        usage = run.usage or Usage(prompt_tokens=0, completion_tokens=0)
+        assert run.draft is not None
+        return replace(
+            run.draft,
+            final=final,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            image_tokens=usage.image_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            slot_ms=usage.slot_ms,
+            posted_nano=charged.posted_nano,
+            cloud_nano=charged.cloud_nano,
+            tier=charged.tier,
+            state=charged.state,
+            flags=charged.flags,
+            outcome=outcome,
+            finish_reason=run.finish_reason,
+            ttft_ms=None if run.ttft_ms is None else int(run.ttft_ms),
+            total_ms=int(1000.0 * (time.monotonic() - self._arrived_s)),
+        )
+
+    # ------------------------------------------------------------ what the client is told
+
+    def exhausted(self, attempt: Attempt, found: Exhausted) -> None:
+        """A budget had no room for an attempt; the next one may draw on others."""
+        self._exhausted = self._exhausted or found
+        self._route = f"{attempt.site.value}:{attempt.target}"
+
+    def over_budget(self) -> GatewayError:
+        """Names the budget, what is used of it, and when it starts anew."""
+        assert self._exhausted is not None
+        self._reason = Reason.BUDGET_EXHAUSTED
+        self._route = None
+        budget, period = self._exhausted.budget, self._exhausted.period
+        text = (
+            f"the budget {budget.scope} ({period}) is exhausted: limit {cny(budget.limit_nano)} "
+            f"CNY, posted {cny(budget.posted_nano)}, held {cny(budget.held_nano)}"
+        )
+        if budget.resets_at_s is not None:
+            moment = datetime.fromtimestamp(budget.resets_at_s, UTC).isoformat()
+            text += f"; it starts anew at {moment}"
+        return insufficient_quota(text)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._reason = refusal.reason
+
+    def explain(self, error: GatewayError) -> GatewayError:
+        """Adds to an error answer what the decision was."""
+        error.headers.update(self.headers())
+        if error.code == Reason.SENSITIVE_LOCAL_UNAVAILABLE.value:
+            error.headers["x-yuzui-reason"] = error.code
+        self._log_refused(error)
+        return error
+
+    def headers(self) -> dict[str, str]:
+        """The decision and the money, as response headers."""
+        headers = self._decision_headers(self._route, self._reason)
+        charged = self._charge
+        headers["x-yuzui-cost-cny"] = cny(charged.posted_nano if charged else 0)
+        headers["x-yuzui-saved-cny"] = cny(self._saved_nano())
+        return headers
+
+    def stream_headers(self, run: Run) -> dict[str, str]:
+        """The same at the start of a stream, when what it will cost is not known yet."""
+        route = f"{run.attempt.site.value}:{run.attempt.target}"
+        return self._decision_headers(route, run.attempt.reason)
+
+    def note(self) -> dict[str, object]:
+        """The `yuzui` object in the last chunk of a stream; amounts in CNY."""
+        charged = self._charge
+        note: dict[str, object] = {
+            "request_id": self.facts.request_id,
+            "route": self._route,
+            "reason": self._reason.value,
+            "attempts": self._attempts,
+            "cost_cny": (charged.posted_nano if charged else 0) / NANO_PER_CNY,
+            "saved_cny": self._saved_nano() / NANO_PER_CNY,
+        }
+        if self.facts.label.note:
+            note["sensitivity_note"] = self.facts.label.note
+        return note
+
+    def _decision_headers(self, route: str | None, reason: Reason) -> dict[str, str]:
+        label = self.facts.label
+        headers = {
+            "x-yuzui-request-id": self.facts.request_id,
+            "x-yuzui-reason": reason.value,
+            "x-yuzui-attempts": str(self._attempts),
+            "x-yuzui-sensitivity": label.level.name.lower(),
+        }
+        if route is not None:
+            headers["x-yuzui-route"] = route
+        if label.note:
+            headers["x-yuzui-sensitivity-note"] = label.note
+        return headers
+
+    def _saved_nano(self) -> int:
+        charged = self._charge
+        if charged is None or charged.cloud_nano is None:
+            return 0
+        return charged.cloud_nano - charged.posted_nano
+
+    # ------------------------------------------------------------ the log
+
+    def _log_line(self, row: Row) -> None:
+        _log.info(
+            "exchange",
+            request_id=row.request_id,
+            tenant=row.tenant,
+            route=self._route,
+            reason=row.reason.value,
+            label=row.label,
+            outcome=row.outcome,
+            tokens_in=row.prompt_tokens,
+            tokens_out=row.completion_tokens,
+            posted_nano=row.posted_nano,
+            ttft_ms=row.ttft_ms,
+            total_ms=row.total_ms,
+            attempts=row.attempts,
+        )
+
+    def _log_refused(self, error: GatewayError) -> None:
+        _log.info(
+            "refused",
+            request_id=self.facts.request_id,
+            tenant=self.facts.tenant,
+            status=error.status,
+            code=error.code,
+            reason=self._reason.value,
+            label=self.facts.label.level.name.lower(),
+        )
+
+
+def cny(nano: int) -> str:
+    """Nano-CNY as an exact decimal number of yuan, such as 0.000324."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    text = f"{nano // NANO_PER_CNY}.{nano % NANO_PER_CNY:09d}".rstrip("0")
+    return sign + (text + "0" if text.endswith(".") else text)

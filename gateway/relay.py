@@ -1,0 +1,73 @@
+"""A stream on its way to the client: bytes in, bytes out, and the books in the last chunk.
+
+Events are relayed as they came. Only the end is held back: what a stream cost is known after the
+engine's usage chunk, and the client is told in the last chunk that it expects anyway (the usage
+chunk if it asked for one, else the one with the finish reason). `[DONE]` is ours to write, so that
+a broken stream can never end with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from backends import sse
+from backends.base import Event
+from policies.types import Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Relay:
+    """State of one relayed stream.
+
+    wants_usage: the client asked for a usage chunk; otherwise the engine's is not passed on.
+    """
+
+    def __init__(self, *, wants_usage: bool) -> None:
+        self._wants_usage = wants_usage
+        self._finish: Event | None = None
+        self._usage_event: Event | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.deltas = 0
+
+    def take(self, batch: Sequence[Event]) -> bytes:
+        """Bytes to write to the client now, in order; b"" when all of the batch is held back."""
+        out: list[bytes] = []
+        for event in batch:
+            if event.usage is not None:
+                self.usage = event.usage
+            if event.done:
+                continue
+            if event.choices_empty:
+                if event.usage is not None:
+                    self._usage_event = event
+                continue
+            if self._finish is not None:  # something follows it: it was not the last one
+                out.append(self._finish.raw)
+                self._finish = None
+            if event.finish_reason is not None:
+                self.finish_reason = event.finish_reason
+                self._finish = event
+                continue
+            self.deltas += event.has_delta
+            out.append(event.raw)
+        return b"".join(out)
+
+    def tail(self, note: Mapping[str, object]) -> bytes:
+        """The end of a stream that ended well. note: the `yuzui` object of its last chunk."""
+        last = [event.raw for event in (self._finish,) if event is not None]
+        if self._wants_usage and self._usage_event is not None:
+            last.append(self._usage_event.raw)
+        if last:
+            last[-1] = _with_note(last[-1], note)
+        return b"".join(last) + DONE
+
+
+def _with_note(raw: bytes, note: Mapping[str, object]) -> bytes:
+    data = sse.data_of(raw)
+    chunk = msgspec.json.decode(data or b"{}")
+    chunk["yuzui"] = note
+    return sse.encode(msgspec.json.encode(chunk))

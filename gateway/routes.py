@@ -1,0 +1,111 @@
+"""The public address: which path leads to which dialect, and every error in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway.errors import GatewayError
+from gateway.serve import serve
+from gateway.wire.chat import ChatDialect
+from gateway.wire.predict import PredictDialect
+from policies.types import Site
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger("yuzui.routes")
+_CHAT = ChatDialect()
+
+
+def public_routes(gateway: Gateway) -> list[web.RouteDef]:
+    """Every path of the public port."""
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        return await serve(gateway, request, _CHAT)
+
+    async def predict(request: web.Request) -> web.StreamResponse:
+        return await serve(gateway, request, PredictDialect(request.match_info["model"]))
+
+    async def models(request: web.Request) -> web.StreamResponse:
+        await gateway.authenticate(request)
+        return _json(200, {"object": "list", "data": _models(gateway)})
+
+    async def livez(_: web.Request) -> web.StreamResponse:
+        return _json(200, {"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.StreamResponse:
+        missing = await gateway.not_ready()
+        if missing:
+            return _json(503, {"status": "not ready", "missing": missing})
+        return _json(200, {"status": "ready"})
+
+    return [
+        web.post("/v1/chat/completions", chat),
+        web.post("/api/v3/chat/completions", chat),
+        web.post("/v1/models/{model:[^:]+}:predict", predict),
+        web.get("/v1/models", models),
+        web.get("/api/v3/models", models),
+        web.get("/livez", livez),
+        web.get("/readyz", readyz),
+    ]
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every error into the OpenAI shape; what nobody expected is logged, never shown."""
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        return _error(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(_of_http(error, request))
+    except ConnectionResetError:
+        raise  # the client has left: there is nobody to answer
+    except Exception:  # the last line of defence: a bug must not show a traceback to a stranger
+        _log.exception("unexpected", path=request.path)
+        text = "an unexpected error in the gateway; it has been logged"
+        return _error(GatewayError(500, "internal_error", text))
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> GatewayError:
+    if error.status == 413:
+        text = "the body is larger than limits.body_bytes_max allows"
+        return GatewayError(413, "request_too_large", text)
+    if error.status == 404:
+        return GatewayError(404, "not_found", f"there is nothing at {request.method} this path")
+    if error.status == 405:
+        return GatewayError(405, "method_not_allowed", f"{request.method} is not allowed here")
+    return GatewayError(error.status, "http_error", error.reason or "bad request")
+
+
+def _error(error: GatewayError) -> web.Response:
+    return web.Response(
+        status=error.status,
+        body=error.body(),
+        content_type="application/json",
+        headers=error.headers,
+    )
+
+
+def _models(gateway: Gateway) -> list[dict[str, object]]:
+    """Public names first, then the same with a side in front."""
+    names = sorted(gateway.rules.routes)
+    sided = [f"{site.value}/{name}" for site in Site for name in names if gateway.has(site, name)]
+    return [{"id": name, "object": "model", "owned_by": "yuzui"} for name in [*names, *sided]]
+
+
+def _json(status: int, value: object) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json"
+    )
+
+

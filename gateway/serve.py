@@ -1,0 +1,215 @@
+"""One request, a straight line: bound, who, what, facts, world, decide; then, for each attempt of
+the plan, reserve, send, relay, settle.
+
+The order of a client's errors follows from it: too busy, not known, not readable, not possible, not
+affordable, not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from backends.base import Billed, Call, Failure, Kind, Reply, Timeouts
+from gateway import errors
+from gateway.errors import GatewayError
+from gateway.facts import facts_of, new_request_id
+from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable
+from gateway.record import Exchange, Run
+from gateway.relay import Relay
+from gateway.tasks import spawn
+from gateway.wire.base import Dialect
+from policies.exchange import Event, Step, Then
+from policies.plan import plan
+from policies.types import Attempt, Refusal, Site
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+# Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
+# settlement is not overtaken by the sweeper.
+HOLD_GRACE_S = 30.0
+
+
+async def serve(gateway: Gateway, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+    """Answers one request.
+
+    Raises:
+        GatewayError: for every answer that is not the wanted one.
+        asyncio.CancelledError: the client has left; its books are being closed.
+    """
+    with gateway.admission.enter():
+        principal = await gateway.auth.principal(
+            request.headers.getall("authorization", ()), time.time()
+        )
+        asked = dialect.read(await request.read())
+        facts = facts_of(new_request_id(), principal, asked, request.headers, gateway)
+        gateway.world.offered()
+        world = gateway.world.take()
+        decision = plan(facts, world, gateway.rules, time.monotonic(), gateway.rng)
+        exchange = Exchange(gateway, principal, facts, asked, decision.why)
+        if isinstance(decision, Refusal):
+            exchange.refused(decision)
+            raise exchange.explain(errors.of_refusal(decision))
+        return await _Attempts(gateway, request, dialect, exchange).run(decision.attempts)
+
+
+class _Attempts:
+    """The only loop: the next attempt of the plan, until one has answered."""
+
+    def __init__(
+        self, gateway: Gateway, request: web.Request, dialect: Dialect, exchange: Exchange
+    ) -> None:
+        self._gateway = gateway
+        self._request = request
+        self._dialect = dialect
+        self._exchange = exchange
+        self._response: web.StreamResponse | None = None  # of a stream, once it has begun
+
+    async def run(self, attempts: tuple[Attempt, ...]) -> web.StreamResponse:
+        error: GatewayError | None = None
+        for number, attempt in enumerate(attempts):
+            run = await self._reserve(number, attempt)
+            if run is None:
+                error = error or self._exchange.over_budget()
+                continue
+            try:
+                return await self._answer(run)
+            except Failure as failure:
+                more = failure.elsewhere and number + 1 < len(attempts)
+                taken = self._advance_failed(run, failure, more=more)
+                await self._exchange.settle(run, taken, outcome=failure.kind.value)
+                if taken.then is Then.BREAK:
+                    return await self._break(failure)
+                error = errors.of_failure(failure, pinned=self._exchange.pinned)
+                if taken.then is Then.FAIL:
+                    break
+        assert error is not None  # a plan is never empty
+        raise self._exchange.explain(error)
+
+    # ------------------------------------------------------------ reserve
+
+    async def _reserve(self, number: int, attempt: Attempt) -> Run | None:
+        """Holds the attempt's money. None: a budget has no room for it."""
+        run = Run(number, attempt, hold_id=f"{self._exchange.facts.request_id}.{number}")
+        now_s = time.time()
+        hold = HoldRequest(
+            id=run.hold_id,
+            amount_nano=attempt.hold_nano,
+            scopes=attempt.scopes,
+            sent=attempt.site is Site.LOCAL,
+            deadline_s=now_s + self._timeouts(attempt).total_s + HOLD_GRACE_S,
+            draft=self._exchange.draft(run),
+        )
+        try:
+            reserved = await self._gateway.ledger.reserve(hold, now_s)
+        except LedgerUnavailable as unavailable:
+            if unavailable.ambiguous:
+                spawn(self._exchange.give_back(run), name="void")
+            text = "the books cannot be reached; nothing was sent and nothing is charged"
+            raise GatewayError(503, "ledger_unavailable", text, retry_after_s=1) from None
+        if isinstance(reserved, Exhausted):
+            self._exchange.exhausted(attempt, reserved)
+            return None
+        return run
+
+    # ------------------------------------------------------------ send, relay, settle
+
+    async def _answer(self, run: Run) -> web.StreamResponse:
+        """Sends the attempt and passes its answer on. Raises Failure with the hold unresolved."""
+        facts, reply = self._exchange.facts, None
+        with self._gateway.world.sending(
+            run.attempt, facts.prompt_tokens_likely, facts.output_tokens_likely
+        ):
+            try:
+                reply = await self._open(run)
+                run.advance(Event.OPENED)
+                answer = self._stream if facts.stream else self._plain
+                return await answer(reply, run)
+            except (asyncio.CancelledError, ConnectionResetError):
+                if not run.over:  # else the answer was complete and only its tail was not taken
+                    taken = run.advance(Event.CLIENT_GONE)
+                    settling = self._exchange.settle(run, taken, outcome="client_gone")
+                    spawn(settling, name="settle")  # this task is being cancelled
+                raise
+            finally:
+                if reply is not None:
+                    await reply.close()
+
+    async def _open(self, run: Run) -> Reply:
+        attempt = run.attempt
+        if attempt.site is Site.CLOUD and not await self._mark_sent(run):
+            raise Failure(Kind.BUSY, "the reservation had lapsed before the request was sent")
+        backend, model = self._gateway.backend(attempt)
+        return await backend.open(
+            Call(
+                request_id=self._exchange.facts.request_id,
+                chat=self._exchange.chat_for(model),
+                output_tokens_max=self._exchange.facts.output_tokens_max,
+                timeouts=self._timeouts(attempt),
+                stream=self._exchange.facts.stream,
+                permit=attempt.permit,
+            )
+        )
+
+    async def _mark_sent(self, run: Run) -> bool:
+        """Money is spoken for before the first byte leaves for a place that bills."""
+        try:
+            return await self._gateway.ledger.mark_sent(run.hold_id)
+        except LedgerUnavailable:
+            return False
+
+    async def _plain(self, reply: Reply, run: Run) -> web.StreamResponse:
+        body, usage = await reply.body()
+        taken = run.finished(usage)
+        answer = self._dialect.answer(body)
+        await asyncio.shield(spawn(self._exchange.settle(run, taken, outcome="ok"), name="settle"))
+        return web.Response(
+            body=answer, content_type="application/json", headers=self._exchange.headers()
+        )
+
+    async def _stream(self, reply: Reply, run: Run) -> web.StreamResponse:
+        relay = Relay(wants_usage=self._exchange.asked.wants_usage)
+        async for batch in reply.events():
+            out = relay.take(batch)
+            if relay.deltas:
+                run.first_token()
+            if out:
+                await self._write(out, run)
+        taken = run.finished(relay.usage, relay.finish_reason)
+        await asyncio.shield(spawn(self._exchange.settle(run, taken, outcome="ok"), name="settle"))
+        await self._write(relay.tail(self._exchange.note()), run)
+        assert self._response is not None
+        await self._response.write_eof()
+        return self._response
+
+    async def _write(self, data: bytes, run: Run) -> None:
+        if self._response is None:
+            headers = {**self._exchange.stream_headers(run), "cache-control": "no-cache"}
+            headers["content-type"] = "text/event-stream; charset=utf-8"
+            self._response = web.StreamResponse(headers=headers)
+            await self._response.prepare(self._request)
+            if not run.over:
+                run.advance(Event.DELIVERED)
+        await self._response.write(data)
+
+    async def _break(self, failure: Failure) -> web.StreamResponse:
+        """The stream ends with an in-band error, and never with a [DONE]."""
+        assert self._response is not None
+        body = errors.of_failure(failure, pinned=False).body()
+        await self._response.write(b"data: " + body + b"\n\n")
+        await self._response.write_eof()
+        return self._response
+
+    def _advance_failed(self, run: Run, failure: Failure, *, more: bool) -> Step:
+        world = self._gateway.world
+        world.failed(run.attempt, failure)
+        event = Event.REFUSED if failure.billed is Billed.NO else Event.LOST
+        return run.advance(event, more=more and world.may_retry())
+
+    def _timeouts(self, attempt: Attempt) -> Timeouts:
+        limits = self._gateway.config.limits
+        return limits.local if attempt.site is Site.LOCAL else limits.cloud

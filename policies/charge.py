@@ -1,0 +1,84 @@
+"""What one attempt is charged in the books, and what the cloud would have charged for it."""
+
+from __future__ import annotations
+
+from policies import tokens
+from policies.exchange import Resolve
+from policies.price import Unpriced, cost, local_cost
+from policies.types import Attempt, Facts, Site, Usage, Value
+from policies.weigh import Rules
+
+FINAL = "final"
+UNRECONCILED = "unreconciled"
+
+
+class Charge(Value, frozen=True, kw_only=True):
+    """posted_nano: what is booked.   cloud_nano: the same work at Ark's list price, if priced.
+
+    state: final, or unreconciled when only the bill can tell what it really was.
+    """
+
+    posted_nano: int
+    cloud_nano: int | None = None
+    tier: str = ""
+    state: str = FINAL
+    flags: tuple[str, ...] = ()
+
+
+def charge(
+    resolve: Resolve,
+    attempt: Attempt,
+    facts: Facts,
+    usage: Usage | None,
+    *,
+    elapsed_ms: int,
+    rules: Rules,
+) -> Charge:
+    """The charge for an attempt that ended this way.
+
+    usage:      as the engine reported it; None when it reported none
+    elapsed_ms: since the attempt was sent. A local slot was occupied no longer than that, so a
+                local attempt without a report is charged for it; the cloud may have worked ahead
+                of what reached us, so there the whole hold is posted until the bill is read.
+    """
+    if resolve is Resolve.NOTHING:
+        return Charge(posted_nano=0)
+    if attempt.site is Site.LOCAL:
+        slot_ms = usage.slot_ms if usage is not None and usage.slot_ms > 0 else elapsed_ms
+        would_be = _cloud_equivalent(facts, usage, rules) if usage is not None else None
+        return Charge(posted_nano=local_cost(rules.local_rate, slot_ms), cloud_nano=would_be)
+    if resolve is Resolve.BOUND or usage is None:
+        return Charge(
+            posted_nano=attempt.hold_nano,
+            cloud_nano=attempt.hold_nano,
+            state=UNRECONCILED,
+            flags=("bound",),
+        )
+    real = cost(rules.prices, attempt.target, usage)
+    return Charge(
+        posted_nano=real.nano,
+        cloud_nano=real.nano,
+        tier=real.tier,
+        flags=real.flags,
+    )
+
+
+def _cloud_equivalent(facts: Facts, usage: Usage, rules: Rules) -> int | None:
+    """Ark's list price for the same text, with the pictures counted by the cloud model's rule."""
+    route = rules.routes.get(facts.model)
+    for model in route.cloud if route is not None else ():
+        traits = rules.cloud_traits.get(model)
+        if traits is None:
+            continue
+        images = sum(tokens.image_tokens(traits, size) for size in facts.images)
+        there = Usage(
+            prompt_tokens=max(0, usage.prompt_tokens - usage.image_tokens) + images,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            image_tokens=images,
+        )
+        try:
+            return cost(rules.prices, model, there).nano
+        except Unpriced:
+            continue
+    return None
