@@ -1,0 +1,156 @@
+"""Pictures: a data URL -> a checked PIL picture -> the pixels and grid that GLM's encoder wants.
+
+Hostile input is the rule here. The size is known from the header before a single pixel is decoded,
+only a short list of decoders may run, and nothing is ever fetched: a URL that is not a data URL
+is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from backends.glm.errors import WorkerError, bad_request
+from backends.glm.types import Pixels
+
+# The formats web clients send; every further decoder would be attack surface for nothing.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+IMAGE_BYTES_MAX = 20 * 1024 * 1024  # OpenAI's and most engines' limit for one picture
+IMAGE_PIXELS_MAX = 36_000_000  # 108 MB as RGB; a 6000 x 6000 scan still passes
+IMAGE_ASPECT_MAX = 200  # GLM's own processor refuses more
+IMAGES_MAX = 64  # a bound on work per request; the context ends most requests earlier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits:
+    """What the processor does to a picture; pixels are height x width of one still frame.
+
+    Sides become multiples of `factor` (patch x merge), and one token is `factor` x `factor` pixels.
+    The processor's own limits count two temporal frames, so they are halved here already.
+    """
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+
+
+def open_picture(url: str, param: str) -> Image.Image:
+    """The picture of a data URL, header read, limits checked, pixels not decoded yet.
+
+    Raises: WorkerError 400 with code `invalid_image_url` or `invalid_image`.
+    """
+    raw = _data_url_bytes(url, param)
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between one and two times its bomb limit; ours is far lower.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Exception:  # decoders fed with hostile bytes raise nearly anything; all mean the same
+        raise _bad_image(
+            f"The picture cannot be read; send one of {', '.join(FORMATS)}.", param
+        ) from None
+    width, height = picture.size
+    if width * height > IMAGE_PIXELS_MAX:
+        raise _bad_image(
+            f"The picture is {width} x {height}; at most {IMAGE_PIXELS_MAX:,} pixels are read.",
+            param,
+        )
+    if max(width, height) > IMAGE_ASPECT_MAX * min(width, height):
+        raise _bad_image(
+            f"The picture is {width} x {height}; its longer side may be at most "
+            f"{IMAGE_ASPECT_MAX} times the shorter one.",
+            param,
+        )
+    return picture
+
+
+def decode_picture(picture: Image.Image, param: str) -> Image.Image:
+    """Decode to RGB: first frame, upright as its EXIF data says, transparency over white.
+
+    Raises: WorkerError 400 with code `invalid_image` when the data is broken or cut off.
+    """
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.has_transparency_data:
+            # Plain conversion shows hidden colours, mostly black, behind black text.
+            layer = upright.convert("RGBA")
+            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, layer).convert("RGB")
+        return upright.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception:  # as in open_picture: a broken file must never look like our own failure
+        raise _bad_image("The picture's data is broken or cut off.", param) from None
+
+
+class Vision:
+    """The checkpoint's image processor, behind the three questions the worker asks it."""
+
+    def __init__(self, processor: Any) -> None:
+        """`processor`: a transformers image processor of the GLM-4V family (Pillow backend)."""
+        self._processor = processor
+        self._merge_area = int(processor.merge_size) ** 2
+        frames = int(processor.temporal_patch_size)
+        self.limits = ImageLimits(
+            factor=int(processor.patch_size) * int(processor.merge_size),
+            min_pixels=int(processor.size["shortest_edge"]) // frames,
+            max_pixels=int(processor.size["longest_edge"]) // frames,
+        )
+
+    def tokens(self, *, width: int, height: int) -> int:
+        """Prompt tokens of a picture of this size (without its begin and end markers)."""
+        patches = int(self._processor.get_number_of_image_patches(height, width))
+        return patches // self._merge_area
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Pixels:
+        """Resize, normalise and cut into patches; one picture at a time to keep memory flat."""
+        values, grids = [], []
+        for picture in pictures:
+            # Said aloud, because a picture 1 or 3 pixels high is otherwise taken for channels.
+            features = self._processor(
+                images=[picture], return_tensors="np", input_data_format="channels_last"
+            )
+            values.append(np.asarray(features["pixel_values"], dtype=np.float32))
+            grids.append(np.asarray(features["image_grid_thw"], dtype=np.int64))
+        grid = np.concatenate(grids)
+        return Pixels(
+            values=np.concatenate(values),
+            grid=grid,
+            tokens=tuple(int(n) for n in grid.prod(axis=1) // self._merge_area),
+        )
+
+
+def _bad_image(message: str, param: str) -> WorkerError:
+    return bad_request(message, param=param, code="invalid_image")
+
+
+def _data_url_bytes(url: str, param: str) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma or not header[:5].lower() == "data:" or not header.lower().endswith(";base64"):
+        raise bad_request(
+            "Pictures must be sent as data URLs (data:image/png;base64,...); "
+            "this worker fetches nothing.",
+            param=param,
+            code="invalid_image_url",
+        )
+    if len(payload) // 4 * 3 > IMAGE_BYTES_MAX:
+        raise _bad_image(f"A picture may have at most {IMAGE_BYTES_MAX:,} bytes.", param)
+    try:
+        raw = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise bad_request(
+            "The data URL is not valid base64.", param=param, code="invalid_image_url"
+        ) from None
+    if not raw:
+        raise _bad_image("The picture is empty.", param)
+    return raw

@@ -1,0 +1,224 @@
+"""A checkpoint folder -> model, tokenizer, image processor and every number that depends on them.
+
+Nothing is assumed about ids, limits or the class: GLM-4.1V, GLM-4.6V and GLM-4.6V-Flash share code
+but not their token ids, and a wrong id does not fail, it answers nonsense. What the files disagree
+about is refused here, with the file's name and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
+
+from backends.glm.images import Vision
+from backends.glm.prompt import PromptBuilder
+from backends.glm.tokenizer import GlmTokenizer, UnsupportedTokenizer
+from backends.glm.types import Sampling
+
+# One of each group must exist. Only safetensors: a pickled checkpoint runs code when it is opened.
+_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("config.json",), "copy the whole checkpoint folder"),
+    (("tokenizer.json",), "save the tokenizer with transformers' save_pretrained"),
+    (("preprocessor_config.json", "processor_config.json"), "copy it from the original checkpoint"),
+    (("model.safetensors", "model.safetensors.index.json"), "convert the weights to safetensors"),
+)
+
+
+class LoadError(Exception):
+    """The checkpoint or the device cannot serve; the message says why and what helps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint. `max_model_len`: prompt and output tokens together."""
+
+    model: Any
+    device: Any
+    tokenizer: GlmTokenizer
+    prompts: PromptBuilder
+    stop_ids: frozenset[int]
+    sampling: Sampling
+    max_model_len: int
+
+
+def load_checkpoint(
+    path: Path, *, device: str = "auto", dtype: str = "auto", max_model_len: int | None = None
+) -> Checkpoint:
+    """Load a checkpoint folder for inference.
+
+    `device`: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"; `dtype`: "auto" (the
+    checkpoint's own on a GPU, float32 on a CPU), "float32", "bfloat16" or "float16";
+    `max_model_len` lowers the checkpoint's limit.
+
+    Raises: LoadError.
+    """
+    _check_files(path)
+    target = _device(device)
+    config = _read(path, "config.json", AutoConfig.from_pretrained)
+    fast = _read(path, "tokenizer.json", AutoTokenizer.from_pretrained)
+    processor = _read(
+        path, "preprocessor_config.json", AutoImageProcessor.from_pretrained, backend="pil"
+    )
+    tokenizer, vision = _tokenizer(fast), _vision(config, processor)
+    limit = _context(config, max_model_len)
+    image_token_id = _image_token_id(config, tokenizer)
+    generation = _generation_config(path)
+    model = _read(
+        path,
+        "the weights",
+        AutoModelForImageTextToText.from_pretrained,
+        config=config,
+        dtype=_dtype(dtype, target),
+        use_safetensors=True,
+    )
+    if not hasattr(getattr(model, "model", None), "get_rope_index"):
+        raise LoadError(f"{config.model_type} is not a model of the GLM-4V family (config.json).")
+    return Checkpoint(
+        model=model.to(target).eval(),
+        device=target,
+        tokenizer=tokenizer,
+        prompts=PromptBuilder(
+            tokenizer=tokenizer,
+            vision=vision,
+            image_token_id=image_token_id,
+            max_model_len=limit,
+        ),
+        stop_ids=_stop_ids(generation, config, fast),
+        sampling=_sampling(generation),
+        max_model_len=limit,
+    )
+
+
+def _check_files(path: Path) -> None:
+    if not path.is_dir():
+        raise LoadError(f"{path} is not a folder. --model takes the folder of a checkpoint.")
+    for names, remedy in _FILES:
+        if not any((path / name).is_file() for name in names):
+            raise LoadError(f"{path} has no {' or '.join(names)}: {remedy}.")
+
+
+def _read(path: Path, what: str, reader: Any, **options: Any) -> Any:
+    """Call one of transformers' from_pretrained without network and without remote code."""
+    try:
+        return reader(str(path), local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # transformers raises anything from KeyError to RuntimeError here
+        raise LoadError(
+            f"{what} of {path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _device(name: str) -> Any:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LoadError(f"--device {name} is unknown; use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LoadError(f"--device {name}: no CUDA device is visible; use --device cpu.")
+    return device
+
+
+def _dtype(name: str, device: Any) -> Any:
+    if name == "auto":
+        # CPUs without bfloat16 units convert on every step, which costs more than it saves.
+        return "auto" if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise LoadError(f"--dtype {name} is unknown; use auto, {', '.join(known)}.")
+    return known[name]
+
+
+def _tokenizer(fast: Any) -> GlmTokenizer:
+    if not fast.chat_template:
+        raise LoadError(
+            "The checkpoint has no chat template (chat_template.jinja): copy it from the original."
+        )
+    if not fast.is_fast:
+        raise LoadError("tokenizer.json is not a fast tokenizer: save it with `tokenizers`.")
+    try:
+        return GlmTokenizer(fast)
+    except UnsupportedTokenizer as error:
+        raise LoadError(f"tokenizer.json: {error}; GLM-4V checkpoints have one.") from error
+
+
+def _vision(config: Any, processor: Any) -> Vision:
+    encoder = config.vision_config
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        if getattr(processor, ours, None) != getattr(encoder, theirs, None):
+            raise LoadError(
+                f"preprocessor_config.json and config.json disagree about {ours}: "
+                "they belong to different checkpoints."
+            )
+    return Vision(processor)
+
+
+def _context(config: Any, lowered_to: int | None) -> int:
+    limit = int(config.get_text_config().max_position_embeddings)
+    if lowered_to is None:
+        return limit
+    if not 1 < lowered_to <= limit:
+        raise LoadError(f"--max-model-len must be between 2 and {limit} (config.json).")
+    return lowered_to
+
+
+def _image_token_id(config: Any, tokenizer: GlmTokenizer) -> int:
+    token_id = int(config.image_token_id)
+    if token_id not in tokenizer.control_ids:
+        raise LoadError(
+            f"config.json says image_token_id {token_id}, but tokenizer.json has no control token "
+            "with that id: they belong to different checkpoints."
+        )
+    return token_id
+
+
+def _generation_config(path: Path) -> dict[str, Any]:
+    """What generation_config.json sets itself; transformers' object would add its own defaults."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise LoadError(f"{file} is not valid JSON.") from error
+    if not isinstance(content, dict):
+        raise LoadError(f"{file} is not a JSON object.")
+    return content
+
+
+def _stop_ids(generation: dict[str, Any], config: Any, fast: Any) -> frozenset[int]:
+    """All ids that end a turn; GLM has several, because a tool call ends like a turn."""
+    candidates: Iterable[Any] = (
+        generation.get("eos_token_id"),
+        getattr(config.get_text_config(), "eos_token_id", None),
+        getattr(config, "eos_token_id", None),
+        fast.eos_token_id,
+    )
+    for ids in candidates:
+        if ids is not None and ids != []:
+            return frozenset(ids if isinstance(ids, list) else [ids])
+    raise LoadError("No stop ids: generation_config.json should set eos_token_id.")
+
+
+def _sampling(generation: dict[str, Any]) -> Sampling:
+    """Defaults for what a caller does not set: the checkpoint's where given, else OpenAI's."""
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    given = {name: generation[name] for name in names if generation.get(name) is not None}
+    if generation.get("do_sample") is False:
+        given["temperature"] = 0.0  # the file says greedy, whatever temperature it also carries
+    return Sampling(**given)

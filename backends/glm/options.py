@@ -1,0 +1,127 @@
+"""The worker's command line. Imports nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+QUEUE_DEFAULT = 8  # with one slot, more would mostly be waiting that a gateway can do better
+NAME_DEFAULT = "glm-4.6v"
+
+_EPILOG = """\
+examples:
+  python -m backends.glm --model ./GLM-4.6V-Flash --port 8100
+      serve a checkpoint; a GPU is used if there is one
+  python -m backends.glm --model ./GLM-4.6V-Flash --device cuda:1 --dtype bfloat16 --name gpu1
+      a second worker on the second GPU, under its own name
+  python -m backends.glm --model ./checkpoint --port 0 --port-file port.txt
+      let the system choose a port; it is printed as {"listening": ...} and written to the file
+
+then:
+  curl -s http://127.0.0.1:8100/health
+  curl -s http://127.0.0.1:8100/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{"model": "glm-4.6v", "messages": [{"role": "user", "content": "Hello"}]}'
+
+SIGTERM and SIGINT drain: what runs is finished (30 s at most), then the worker exits with 0.
+Exit code 1: the checkpoint cannot be served; the last line on stderr says why.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """A parsed command line. `names`: model names answered to, the listed one first."""
+
+    model: Path
+    host: str
+    port: int
+    port_file: Path | None
+    device: str
+    dtype: str
+    threads: int
+    queue: int
+    worker: str
+    names: tuple[str, ...]
+    max_model_len: int | None
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Parse the arguments after the program's name.
+
+    Raises: SystemExit, as argparse does, with 0 for --help and 2 for a mistake.
+    """
+    given = _parser().parse_args(argv)
+    worker = given.name or f"glm-{os.getpid()}"
+    served = given.served_name or [NAME_DEFAULT]
+    # A worker is also reachable under its own name and its folder's, so that either may be asked.
+    names = dict.fromkeys([*served, worker, given.model.resolve().name])
+    return Options(
+        model=given.model,
+        host=given.host,
+        port=given.port,
+        port_file=given.port_file,
+        device=given.device,
+        dtype=given.dtype,
+        threads=given.threads,
+        queue=given.queue,
+        worker=worker,
+        names=tuple(names),
+        max_model_len=given.max_model_len,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backends.glm",
+        description="Serve a GLM-4.6V-like checkpoint over HTTP in the OpenAI chat dialect.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="PATH", help="folder of the checkpoint")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=_at_least(0), default=8100, help="0: any free port (default: %(default)s)")
+    add("--port-file", type=Path, metavar="F", help="write the port to this file once listening")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: GPU if there is one)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: the checkpoint's own on a GPU, float32 on a CPU",
+    )
+    add("--threads", type=_at_least(0), default=0, help="CPU threads; 0: torch decides (default)")
+    add(
+        "--queue",
+        type=_at_least(0),
+        default=QUEUE_DEFAULT,
+        metavar="N",
+        help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
+    )
+    add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
+    add(
+        "--served-name",
+        action="append",
+        metavar="MODEL",
+        help="model name to answer to; repeat for aliases, the first one is listed "
+        f"(default: {NAME_DEFAULT})",
+    )
+    add(
+        "--max-model-len",
+        type=_at_least(2),
+        metavar="N",
+        help="lower the context (prompt + answer tokens) below the checkpoint's own limit",
+    )
+    return parser
+
+
+class _at_least:
+    def __init__(self, low: int) -> None:
+        self._low = low
+
+    def __call__(self, text: str) -> int:
+        value = int(text)
+        if value < self._low:
+            raise argparse.ArgumentTypeError(f"must be at least {self._low}")
+        return value

@@ -1,0 +1,203 @@
+"""HTTP: the OpenAI chat dialect, health, models and load. Nothing here knows the model.
+
+A reply begins when the first token exists. Until then a failure still has a status of its own, and
+a gateway in front can take the request elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from backends.glm.engine import Event, Failed, Finished
+from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
+from backends.glm.replies import DONE, ReplyHead, collect, sse
+from backends.glm.report import LoadReporter
+from backends.glm.service import Conversation, Service
+
+BODY_BYTES_MAX = 64 * 1024 * 1024  # two pictures of the largest size as base64, and some text
+LOAD_HEADER = "x-yuzui-load"
+
+_SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+_REPORTER: web.AppKey[LoadReporter] = web.AppKey("reporter", LoadReporter)
+
+_log = structlog.get_logger("glm.server")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(service: Service, reporter: LoadReporter) -> web.Application:
+    """The application; run it with `handler_cancellation=True`, or callers who leave are missed."""
+    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors_as_json])
+    app[_SERVICE] = service
+    app[_REPORTER] = reporter
+    app.router.add_post("/v1/chat/completions", _chat)
+    app.router.add_get("/v1/models", _models)
+    app.router.add_get("/health", _health)
+    app.router.add_get("/load", _load)
+    return app
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except WorkerError as error:
+        return _error_reply(request, error)
+    except web.HTTPException as error:  # aiohttp's own: unknown path, wrong method, body too large
+        return _error_reply(
+            request,
+            WorkerError(
+                error.reason,
+                status=error.status,
+                kind="invalid_request_error",
+                code=error.reason.lower().replace(" ", "_"),
+            ),
+        )
+    except Exception as error:  # the last line of defence: the caller gets a shape it can read
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _log.error(
+            "unexpected_error",
+            kind=type(error).__name__,
+            at=f"{where.name}:{where.lineno}",
+            path=request.path,
+        )
+        return _error_reply(request, engine_failure("The worker failed on this request."))
+
+
+def _error_reply(request: web.Request, error: WorkerError) -> web.Response:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if request.method == "POST":
+        headers[LOAD_HEADER] = request.app[_REPORTER].header()
+    return _json(error.body(), status=error.status, headers=headers)
+
+
+def _json(
+    payload: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(payload),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )
+
+
+async def _health(request: web.Request) -> web.Response:
+    state = request.app[_SERVICE].state
+    return _json({"status": state}, status=200 if state == "ok" else 503)
+
+
+async def _models(request: web.Request) -> web.Response:
+    service = request.app[_SERVICE]
+    if service.serving is None:
+        raise WorkerUnavailable(
+            code="worker_loading", message="This worker is still loading its model."
+        )
+    model = {
+        "id": service.names[0],
+        "object": "model",
+        "created": 0,
+        "owned_by": "yuzui",
+        "max_model_len": service.serving.prompts.max_model_len,
+        "capabilities": ["vision", "reasoning"],
+        "aliases": list(service.names[1:]),
+    }
+    return _json({"object": "list", "data": [model]})
+
+
+async def _load(request: web.Request) -> web.StreamResponse:
+    reporter = request.app[_REPORTER]
+    if request.query.get("watch") not in ("1", "true"):
+        return _json(reporter.snapshot())
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async for report in reporter.watch():
+        await response.write(msgspec.json.encode(report) + b"\n")
+    return response
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    service, reporter = request.app[_SERVICE], request.app[_REPORTER]
+    raw = await request.read()
+    async with service.converse(raw) as talk:
+        head = ReplyHead(
+            reply_id=f"chatcmpl-{uuid.uuid4().hex}",
+            created_s=int(time.time()),
+            model=talk.request.model,
+        )
+        headers = {LOAD_HEADER: reporter.header()}
+        if talk.request.stream:
+            return await _stream(request, talk, head, headers)
+        return await _whole(talk, head, headers)
+
+
+async def _whole(talk: Conversation, head: ReplyHead, headers: dict[str, str]) -> web.Response:
+    text: dict[str, str] = {}
+    while True:
+        event = _checked(await talk.events.get())
+        collect(text, event.deltas)
+        if isinstance(event, Finished):
+            _log_end(talk, event)
+            return _json(head.completion(text, talk.prompt, event), headers=headers)
+
+
+async def _stream(
+    request: web.Request, talk: Conversation, head: ReplyHead, headers: dict[str, str]
+) -> web.StreamResponse:
+    event = _checked(await talk.events.get())  # a failure so far is still a plain HTTP error
+    response = web.StreamResponse(
+        headers={**headers, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+    await response.write(sse(head.role_chunk()))
+    while True:
+        for delta in event.deltas:
+            await response.write(sse(head.delta_chunk(delta)))
+        if isinstance(event, Finished):
+            break
+        try:
+            event = _checked(await talk.events.get())
+        except WorkerError as error:
+            # No [DONE]: the end of a broken stream must not look like the end of an answer.
+            await response.write(sse(error.body()))
+            return response
+    _log_end(talk, event)
+    tail = sse(head.finish_chunk(event))
+    if talk.request.include_usage:
+        tail += sse(head.usage_chunk(talk.prompt, event))
+    await response.write(tail + DONE)
+    return response
+
+
+def _checked(event: Event) -> Any:
+    """The event, unless it is a failure. Raises: WorkerError 500 or 503."""
+    if not isinstance(event, Failed):
+        return event
+    if event.aborted:  # the caller's own abort is never read, so the worker is being stopped
+        raise WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
+    _log.error("engine_failure", detail=event.detail[:300])
+    raise engine_failure("The engine failed on this request.")
+
+
+def _log_end(talk: Conversation, end: Finished) -> None:
+    _log.info(
+        "chat",
+        stream=talk.request.stream,
+        finish=end.reason,
+        prompt_tokens=len(talk.prompt.ids),
+        image_tokens=talk.prompt.image_tokens,
+        completion_tokens=end.completion_tokens,
+        queue_ms=end.queue_ms,
+        ttft_ms=end.ttft_ms,
+        slot_ms=end.slot_ms,
+    )

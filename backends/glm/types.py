@@ -1,0 +1,71 @@
+"""What passes between the layers; apart from them, so that each loads without the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from backends.glm.protocol import SamplingOverrides
+
+_Number = TypeVar("_Number", int, float)
+
+# How the prompt leaves thinking: to the model, opened by the prompt, or closed by the prompt.
+Thinking = Literal["model", "open", "closed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pixels:
+    """Encoder input. `values`: float32 (patches of all pictures, patch values); `grid`: int64
+    (pictures, 3) as frames, rows, columns of patches; `tokens`: prompt tokens of each picture."""
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    grid: np.ndarray[Any, np.dtype[np.int64]]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What the engine prefills. `ids` holds one image token for every merged patch of a picture."""
+
+    ids: list[int]
+    image_token_id: int
+    pixels: Pixels | None
+    thinking: Thinking
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt tokens that stand for picture content (without begin and end markers)."""
+        return sum(self.pixels.tokens) if self.pixels else 0
+
+    @property
+    def token_types(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """`mm_token_type_ids`, shape (len(ids),): 1 at picture tokens, 0 elsewhere."""
+        return np.asarray(np.asarray(self.ids) == self.image_token_id, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn. top_k 0 or -1: off; temperature 0 or top_k 1: greedy. The defaults are
+    OpenAI's; a checkpoint's generation_config.json replaces those it sets."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def overridden(self, by: SamplingOverrides) -> Sampling:
+        """These settings with the caller's own in front."""
+
+        def first(asked: _Number | None, default: _Number) -> _Number:
+            return default if asked is None else asked
+
+        return Sampling(
+            temperature=first(by.temperature, self.temperature),
+            top_p=first(by.top_p, self.top_p),
+            top_k=first(by.top_k, self.top_k),
+            repetition_penalty=first(by.repetition_penalty, self.repetition_penalty),
+            seed=by.seed,
+        )

@@ -1,0 +1,163 @@
+"""The worker process: listen first, load behind it, serve, drain on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+
+from backends.glm.options import Options
+from backends.glm.report import Changes, LoadReporter
+from backends.glm.server import make_app
+from backends.glm.service import Service, Serving
+
+DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
+STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over
+LAST_BYTES_S = 5.0  # for replies that are made but not written yet
+
+_log = structlog.get_logger("glm.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """Loading ended without a model; `message` is for the operator."""
+
+    message: str
+
+
+def run(options: Options) -> int:
+    """Run the worker until a signal ends it; the process's exit code."""
+    configure_logging()
+
+    async def life() -> int:
+        return await _Worker(options).run()
+
+    return asyncio.run(life())
+
+
+def configure_logging() -> None:
+    """JSON lines on stderr, also for what libraries say through `logging` and `warnings`."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+
+
+class _Worker:
+    """One process's life, on one event loop."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._changes = Changes(self._loop)
+        self._service = Service(
+            names=options.names, worker=options.worker, on_change=self._changes.notify
+        )
+        self._reporter = LoadReporter(self._service, self._changes)
+        self._loaded: Serving | LoadFailure | None = None
+        self._signals = 0
+        self._loader = threading.Thread(target=self._load, name="glm-load", daemon=True)
+
+    async def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        app_runner = web.AppRunner(
+            make_app(self._service, self._reporter),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=LAST_BYTES_S,
+        )
+        await app_runner.setup()
+        try:
+            await self._listen(app_runner)
+            self._loader.start()
+            while self._loaded is None and not self._signals:
+                await self._changes.wait(None)
+            if isinstance(self._loaded, LoadFailure):
+                _log.error("load_failed", error=self._loaded.message)
+                return 1
+            if self._loaded is not None:
+                self._service.ready(self._loaded)
+                _log.info("ready", model=self._options.names[0], worker=self._options.worker)
+            while not self._signals:
+                await self._changes.wait(None)
+            await self._drain()
+            return 0
+        finally:
+            self._reporter.close()
+            await app_runner.cleanup()
+            if self._options.port_file is not None:
+                self._options.port_file.unlink(missing_ok=True)
+            if self._loader.is_alive():
+                # Loading cannot be interrupted, and a thread inside torch while the interpreter
+                # is taken down crashes; there is nothing to save yet.
+                os._exit(0)
+
+    async def _listen(self, app_runner: web.AppRunner) -> None:
+        try:
+            await web.TCPSite(app_runner, self._options.host, self._options.port).start()
+        except OSError as error:
+            _log.error("cannot_listen", host=self._options.host, port=self._options.port)
+            raise SystemExit(1) from error
+        host, port = app_runner.addresses[0][:2]
+        address = f"[{host}]" if ":" in host else host
+        sys.stdout.write(json.dumps({"listening": f"http://{address}:{port}"}) + "\n")
+        sys.stdout.flush()
+        if self._options.port_file is not None:
+            # Written beside and renamed: a reader never sees half a number.
+            draft = self._options.port_file.with_name(self._options.port_file.name + ".tmp")
+            draft.write_text(f"{port}\n")
+            draft.replace(self._options.port_file)
+
+    def _load(self) -> None:
+        """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""
+        try:
+            from backends.glm.startup import bring_up  # imports torch, hence not at the top
+
+            self._loaded = bring_up(self._options, self._changes.notify)
+        except Exception as error:  # whatever it is, the process must end with its reason
+            self._loaded = LoadFailure(str(error) or type(error).__name__)
+        self._changes.notify()
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._changes.notify()
+
+    async def _drain(self) -> None:
+        """Finish what is inside; a second signal or the time limit ends it early."""
+        _log.info("draining")
+        self._service.drain()
+        deadline_s = time.monotonic() + DRAIN_LIMIT_S
+        while not self._service.idle and self._signals < 2:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            await self._changes.wait(left_s)
+        await asyncio.to_thread(self._service.close, STOP_STEP_S)
+        _log.info("stopped")
