@@ -1,0 +1,163 @@
+"""Any engine that speaks OpenAI's chat dialect over HTTP: our worker, vLLM, SGLang.
+
+open     Call -> POST <base><model_path> -> HttpReply, or the Failure that the status means
+body     the whole answer as bytes, with the usage read from it
+events   one batch of events per read of the socket; the bytes of each event are the engine's own
+
+How long the request held a slot: our worker says so (`yuzui.slot_ms` in the answer or in the usage
+chunk); for any other engine it is the time from sending to the end of the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from backends.base import Billed, Call, Event, Failure, Kind
+from backends.chat import ChatRequest, StreamOptions
+from backends.chunks import failure_of, read_body, read_error, read_event, retry_after_of
+from backends.egress import Egress, Wire
+from backends.sse import SseError, SseParser
+from policies.types import Usage
+
+# A whole answer: 131,072 tokens with logprobs are some 20 MB; nothing sensible is longer.
+BODY_BYTES_MAX = 32 * 1024 * 1024
+# An error body is looked at for its code; more of it is not worth waiting for.
+ERROR_BYTES_MAX = 64 * 1024
+
+_ENCODER = msgspec.json.Encoder()
+_USAGE_ASKED = StreamOptions(include_usage=True)
+
+
+class OpenAIHttpBackend:
+    """One engine. Keeps nothing between calls but its address."""
+
+    def __init__(
+        self,
+        egress: Egress,
+        base_url: str,
+        *,
+        model_path: str = "/v1/chat/completions",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`base_url`: scheme, host, port and perhaps a path; the egress must allow it."""
+        self._egress = egress
+        self._url = base_url.rstrip("/") + model_path
+        self._clock = clock
+
+    async def open(self, call: Call) -> HttpReply:
+        """Sends the call; returns when the status is good. Raises Failure."""
+        began_s = self._clock()
+        wire = await self._egress.open(
+            "POST",
+            self._url,
+            headers={
+                "content-type": "application/json",
+                "accept": "text/event-stream" if call.stream else "application/json",
+                "x-request-id": call.request_id,
+            },
+            body=encode(call),
+            timeouts=call.timeouts,
+        )
+        try:
+            await _expect_answer(wire, stream=call.stream)
+        except BaseException:
+            await wire.close()
+            raise
+        return HttpReply(wire, began_s, self._clock)
+
+
+class HttpReply:
+    """An open answer of an OpenAI-compatible engine. See `backends.base.Reply`."""
+
+    def __init__(self, wire: Wire, began_s: float, clock: Callable[[], float]) -> None:
+        self._wire = wire
+        self._began_s = began_s
+        self._clock = clock
+
+    async def body(self) -> tuple[bytes, Usage | None]:
+        """The whole answer and its usage. Raises Failure."""
+        body = await self._wire.read(BODY_BYTES_MAX)
+        usage, _ = read_body(body)
+        return body, self._timed(usage)
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """Batches of events in order. Raises Failure, after the events that came before it."""
+        parser = SseParser()
+        finished = False
+        async for data in self._wire.chunks():
+            batch: list[Event] = []
+            failure: Failure | None = None
+            try:
+                for raw in parser.feed(data):
+                    event = read_event(raw)
+                    if event.usage is not None:
+                        event = self._timed_event(event)
+                    if event.finish_reason is not None:
+                        finished = True
+                    batch.append(event)
+                    if event.done:
+                        break
+            except SseError:
+                failure = _broken("the engine sent an event that is too long")
+            except Failure as error:
+                failure = error
+            if batch:
+                yield batch
+                if batch[-1].done:
+                    await self._wire.end()
+                    return
+            if failure is not None:
+                raise failure
+        if not finished or parser.pending:
+            raise _broken("the engine's stream ended before its answer did")
+
+    async def close(self) -> None:
+        """Keeps the connection when the answer was read to its end, else cuts it."""
+        await self._wire.close()
+
+    def _timed(self, usage: Usage | None) -> Usage | None:
+        if usage is None or usage.slot_ms:
+            return usage
+        measured_ms = max(1, round((self._clock() - self._began_s) * 1000))
+        return msgspec.structs.replace(usage, slot_ms=measured_ms)
+
+    def _timed_event(self, event: Event) -> Event:
+        return msgspec.structs.replace(event, usage=self._timed(event.usage))
+
+
+def encode(call: Call) -> bytes:
+    """The request as this engine gets it: usage is always asked for in streams, and the output
+    limit that money was reserved for is the one that is sent."""
+    chat = call.chat
+    limited_newly = chat.max_completion_tokens is not None
+    sent: ChatRequest = msgspec.structs.replace(
+        chat,
+        stream=call.stream,
+        stream_options=_USAGE_ASKED if call.stream else None,
+        max_tokens=None if limited_newly else call.output_tokens_max,
+        max_completion_tokens=call.output_tokens_max if limited_newly else None,
+    )
+    return _ENCODER.encode(sent)
+
+
+async def _expect_answer(wire: Wire, *, stream: bool) -> None:
+    """Returns if the head of the answer is what was asked for, else raises its Failure."""
+    kind = wire.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if wire.status == 200 and (kind == "text/event-stream") == stream:
+        return
+    retry_after_s = retry_after_of(wire.headers.get("retry-after"))
+    try:
+        body = await wire.read(ERROR_BYTES_MAX)
+    except Failure:
+        body = b""  # the status says enough
+    if wire.status == 200:
+        read_body(body)  # raises what an error body with a good status names
+        raise _broken("the engine answered in another form than it was asked for")
+    raise failure_of(wire.status, read_error(body), retry_after_s=retry_after_s)
+
+
+def _broken(message: str) -> Failure:
+    return Failure(Kind.BROKEN, message, billed=Billed.MAYBE)
