@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gateway.errors import GatewayError
 
@@ -21,6 +22,8 @@ class Admission:
         self._max = in_flight_max
         self.in_flight = 0
         self.draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -32,7 +35,16 @@ class Admission:
             text = f"{self._max} requests are in flight, the most that limits.in_flight_max allows"
             raise GatewayError(503, "overloaded", text, retry_after_s=RETRY_AFTER_S)
         self.in_flight += 1
+        self._empty.clear()
         try:
             yield
         finally:
             self.in_flight -= 1
+            if self.in_flight == 0:
+                self._empty.set()
+
+    async def drained(self, patience_s: float) -> None:
+        """From now on takes nothing more; returns when all have left, or after `patience_s`."""
+        self.draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), patience_s)

@@ -65,6 +65,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "YUZUI_ADMIN_PORT": "admin_port",
     "YUZUI_HOST": "host",
     "YUZUI_ADMIN_HOST": "admin_host",
+    "YUZUI_ADMIN_TOKEN": "admin_token",
     "YUZUI_DATA_DIR": "data_dir",
     "YUZUI_REDIS_URL": "redis_url",
     "YUZUI_WORKERS": "workers",
@@ -92,6 +93,7 @@ def _default_models() -> dict[str, ModelConfig]:
 class Config(Section, frozen=True, kw_only=True):
     """Everything that can be set. The fields and their defaults are the reference.
 
+    admin_token:   what the admin port asks for; None: made once and kept under data_dir
     redis_url:     None: an embedded server keeps the books under data_dir
     workers:       base URLs of engines that run already; set: none is started
     local_workers: how many workers `yuzui up` starts otherwise
@@ -105,6 +107,7 @@ class Config(Section, frozen=True, kw_only=True):
     admin_port: Port = 8081
     host: Name = "127.0.0.1"
     admin_host: Name = "127.0.0.1"
+    admin_token: Secret | None = None
     data_dir: Path = Path(".yuzui")
     redis_url: str | None = None
     workers: tuple[str, ...] = ()

@@ -262,6 +262,8 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
 
     body_bytes_max:        20 MiB holds a dozen photographs as base64
     in_flight_max:         requests inside one process; more are shed before their body is read
+    ttft_interactive_s:    how long a caller who sets no deadline waits for a first token before
+                           the request overflows to the cloud; ttft_batch_s: for class batch
     output_tokens_default: for a request that names no limit: an unlimited one cannot be priced
     output_tokens_max:     a larger wish is clamped to this
     header_s, body_idle_s: a client that sends slower is cut off
@@ -270,6 +272,8 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
 
     body_bytes_max: Annotated[int, Meta(ge=1_024, le=268_435_456, description="bytes")] = 20_971_520
     in_flight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_024
+    ttft_interactive_s: Seconds = 2.0
+    ttft_batch_s: Seconds = 60.0
     output_tokens_default: Tokens = 1_024
     output_tokens_max: Tokens = 32_768
     header_s: Seconds = 10.0

@@ -62,7 +62,7 @@ def facts_of(
         has_images=bool(pictures),
         rules=gateway.label_rules,
     )
-    texts = list(_texts(chat))
+    chars, utf8_bytes = _measure(_texts(chat))
     wish = chat.max_completion_tokens or chat.max_tokens or config.limits.output_tokens_default
     output_max = min(wish, config.limits.output_tokens_max)
     return Facts(
@@ -74,9 +74,11 @@ def facts_of(
         label=label,
         needs=_needs(chat),
         images=tuple(_size(url) for url in pictures if not media.is_remote(url)),
-        remote_images=any(media.is_remote(url) for url in pictures),
-        prompt_tokens_max=tokens.text_tokens_max(texts, messages=len(chat.messages)),
-        prompt_tokens_likely=tokens.text_tokens_likely(texts, messages=len(chat.messages)),
+        remote_images=sum(media.is_remote(url) for url in pictures),
+        prompt_tokens_max=tokens.text_tokens_max(utf8_bytes, messages=len(chat.messages)),
+        prompt_tokens_likely=tokens.text_tokens_likely(
+            chars, utf8_bytes, messages=len(chat.messages)
+        ),
         output_tokens_max=output_max,
         output_tokens_likely=gateway.world.likely_output_tokens(name, output_max),
         deadline_ms=_deadline(headers.getall("x-yuzui-deadline-ms", ())),
@@ -124,6 +126,15 @@ def _texts(chat: ChatRequest) -> Iterable[str]:
     for extra in (chat.tools, chat.response_format):
         if extra is not None:
             yield msgspec.json.encode(extra).decode()
+
+
+def _measure(texts: Iterable[str]) -> tuple[int, int]:
+    """Characters and UTF-8 bytes together."""
+    chars = utf8_bytes = 0
+    for text in texts:
+        chars += len(text)
+        utf8_bytes += len(text) if text.isascii() else len(text.encode())
+    return chars, utf8_bytes
 
 
 def _needs(chat: ChatRequest) -> frozenset[Capability]:

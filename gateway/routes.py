@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from gateway.auth import AuthError
 from gateway.errors import GatewayError
 from gateway.serve import serve
 from gateway.wire.chat import ChatDialect
@@ -64,6 +65,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except GatewayError as error:
         return _error(error)
+    except AuthError as error:
+        _log.info("not_authenticated", code=error.code, why=error.why)
+        return _error(GatewayError(error.status, error.code, error.message))
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -107,5 +111,3 @@ def _json(status: int, value: object) -> web.Response:
     return web.Response(
         status=status, body=msgspec.json.encode(value), content_type="application/json"
     )
-
-

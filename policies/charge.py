@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from policies import tokens
 from policies.exchange import Resolve
-from policies.price import Unpriced, cost, local_cost
+from policies.price import Unpriced, cost
 from policies.types import Attempt, Facts, Site, Usage, Value
-from policies.weigh import Rules
+from policies.weigh import Rules, slot_cost
 
 FINAL = "final"
 UNRECONCILED = "unreconciled"
@@ -46,7 +46,7 @@ def charge(
     if attempt.site is Site.LOCAL:
         slot_ms = usage.slot_ms if usage is not None and usage.slot_ms > 0 else elapsed_ms
         would_be = _cloud_equivalent(facts, usage, rules) if usage is not None else None
-        return Charge(posted_nano=local_cost(rules.local_rate, slot_ms), cloud_nano=would_be)
+        return Charge(posted_nano=slot_cost(rules, attempt.slots, slot_ms), cloud_nano=would_be)
     if resolve is Resolve.BOUND or usage is None:
         return Charge(
             posted_nano=attempt.hold_nano,
@@ -70,7 +70,10 @@ def _cloud_equivalent(facts: Facts, usage: Usage, rules: Rules) -> int | None:
         traits = rules.cloud_traits.get(model)
         if traits is None:
             continue
-        images = sum(tokens.image_tokens(traits, size) for size in facts.images)
+        try:
+            images = sum(tokens.image_tokens(traits, size) for size in facts.images)
+        except tokens.PictureUnfit:
+            return None
         there = Usage(
             prompt_tokens=max(0, usage.prompt_tokens - usage.image_tokens) + images,
             completion_tokens=usage.completion_tokens,

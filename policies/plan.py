@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from random import Random
 
-from policies import balance, sensitivity, tokens
+from policies import balance, sensitivity
 from policies.price import Unpriced, quote
 from policies.types import (
     Attempt,
@@ -147,6 +147,7 @@ def _attempt(
         ttft_ms=weighed.forecast.ttft_ms,
         finish_ms=weighed.forecast.finish_ms,
         permit=permit if cloud else None,
+        slots=weighed.slots,
     )
 
 
@@ -204,8 +205,8 @@ def _no_target(
     if permit is None and facts.side is Site.CLOUD:
         text = f"the request is {facts.label.level.name.lower()}: it may not go to the cloud"
         return _refuse(facts, weighed, Reason.SIDE_FORBIDDEN, text, None)
-    if facts.remote_images and "remote_image" in verdicts | {w.verdict for w in clouds}:
-        text = "pictures must be data: URLs; a picture named by a web address is not fetched"
+    if "remote_image" in verdicts and verdicts <= {"remote_image", "label", "side"}:
+        text = "pictures must be data: URLs: nothing here fetches one from a web address"
         return _refuse(facts, weighed, Reason.UNFIT, text, None)
     if "over_budget" in verdicts:
         text = "the budget that this request draws on is exhausted"

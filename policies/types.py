@@ -128,7 +128,7 @@ class Facts(Value, frozen=True, kw_only=True):
     label: Label
     needs: frozenset[Capability] = frozenset()
     images: tuple[ImageSize, ...] = ()
-    remote_images: bool = False  # a picture is named by a URL that somebody must fetch
+    remote_images: int = 0  # pictures named by a URL that somebody must fetch
     prompt_tokens_max: int  # an upper bound for text, without pictures
     prompt_tokens_likely: int  # the same as an estimate, for latency
     output_tokens_max: int  # clamped; also what is sent upstream
@@ -240,6 +240,7 @@ class Attempt(Value, frozen=True, kw_only=True):
     ttft_ms: float  # predicted
     finish_ms: float  # predicted
     permit: CloudPermit | None = None
+    slots: int = 1  # of the worker, which share the cost of its server
 
 
 class Considered(Value, frozen=True, kw_only=True):

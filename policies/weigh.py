@@ -41,6 +41,7 @@ class Route(Value, frozen=True, kw_only=True):
 class Rules(Value, frozen=True, kw_only=True):
     """What the operator decided: routes by public name and alias, prices, targets.
 
+    server_rate:  what a worker's whole server costs per second; its slots share that
     cloud_traits: by Ark model id, also while the cloud is off (what a local answer saved is priced
                   by them).
     """
@@ -48,7 +49,7 @@ class Rules(Value, frozen=True, kw_only=True):
     routes: Mapping[str, Route]
     cloud_traits: Mapping[str, ModelTraits]
     prices: PriceCard
-    local_rate: LocalRate
+    server_rate: LocalRate
     ttft_target_ms: Mapping[SloClass, float]
     attempts_max: int = 3
     local_total_s: float = 300.0
@@ -62,14 +63,15 @@ class Weighed(Value, frozen=True, kw_only=True):
     verdict: str
     forecast: latency.Forecast | None = None
     hold_nano: int = 0
+    slots: int = 1
 
 
 def weigh_worker(
     facts: Facts, worker: WorkerState, route: Route, snapshot: Snapshot, rules: Rules
 ) -> Weighed:
-    images = sum(tokens.image_tokens(worker.traits, size) for size in facts.images)
-    verdict = _worker_verdict(facts, worker, route, images)
-    if verdict:
+    images = local_image_tokens(worker.traits, facts)
+    verdict = "unfit" if images is None else _worker_verdict(facts, worker, route, images)
+    if verdict or images is None:
         return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
     forecast = latency.of_worker(worker, facts, facts.prompt_tokens_likely + images)
     hold_nano = _local_hold(facts, worker, images, rules)
@@ -80,6 +82,7 @@ def weigh_worker(
         verdict="over_budget" if _over_budget(scopes, hold_nano, snapshot.budgets) else "",
         forecast=forecast,
         hold_nano=hold_nano,
+        slots=worker.slots,
     )
 
 
@@ -130,13 +133,13 @@ def _weigh_cloud(
     def no(verdict: str) -> Weighed:
         return Weighed(site=Site.CLOUD, target=cloud.model, verdict=verdict)
 
-    images = sum(tokens.image_tokens(cloud.traits, size) for size in facts.images)
     if permit is None:
         return no("label")
     if facts.side is Site.LOCAL:
         return no("side")
-    if facts.remote_images or not _fits(facts, cloud.traits, images):
-        return no("unfit")  # a picture of unknown size has no upper bound of cost
+    images = cloud_image_tokens_max(rules.prices, cloud.model, facts)
+    if not _fits(facts, cloud.traits, images):
+        return no("unfit")
     if cloud.breaker is BreakerState.OPEN:
         return no("breaker_open")
     if now_s < cloud.blocked_until_s or cloud.rpm_left == 0 or cloud.tpm_left == 0:
@@ -176,7 +179,32 @@ def _local_hold(facts: Facts, worker: WorkerState, image_tokens: int, rules: Rul
     predicted_s = (facts.prompt_tokens_max + image_tokens) / prefill
     predicted_s += facts.output_tokens_max / decode
     bound_s = min(LOCAL_HOLD_FACTOR * predicted_s, rules.local_total_s)
-    return local_cost(rules.local_rate, slot_ms=int(1000 * bound_s) + 1)
+    return slot_cost(rules, worker.slots, slot_ms=int(1000 * bound_s) + 1)
+
+
+def slot_cost(rules: Rules, slots: int, slot_ms: int) -> int:
+    """Nano-CNY for occupying one of a server's slots, rounded up."""
+    return -(-local_cost(rules.server_rate, slot_ms) // max(1, slots))
+
+
+def local_image_tokens(traits: ModelTraits, facts: Facts) -> int | None:
+    """Tokens of all pictures by GLM's rule; None when its processor would refuse one."""
+    try:
+        return sum(tokens.image_tokens(traits, size) for size in facts.images)
+    except tokens.PictureUnfit:
+        return None
+
+
+def cloud_image_tokens_max(card: PriceCard, model: str, facts: Facts) -> int:
+    """No more tokens than these are billed for all pictures by Ark."""
+    if not facts.images and not facts.remote_images:
+        return 0
+    try:
+        family = tokens.ImageFamily(card.price_of(model).image_family)
+    except (Unpriced, ValueError):
+        family = tokens.ImageFamily.UNKNOWN
+    known = sum(tokens.ark_image_tokens_max(family, size) for size in facts.images)
+    return known + facts.remote_images * tokens.ark_image_tokens_max(family, None)
 
 
 def attempt_scopes(facts: Facts, site: Site) -> tuple[str, ...]:

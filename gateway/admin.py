@@ -1,0 +1,200 @@
+"""The admin port: what the command line and the operator's tools ask of a running gateway.
+
+Everything needs the admin token, also on loopback: another user of the machine is not the operator.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
+from zoneinfo import ZoneInfo
+
+import msgspec
+from aiohttp import web
+
+from gateway.errors import GatewayError
+from gateway.facts import new_request_id
+from gateway.report import GROUPS, summarise
+from policies import sensitivity, tokens
+from policies.plan import plan
+from policies.types import (
+    Capability,
+    Facts,
+    ImageSize,
+    Principal,
+    Site,
+    SloClass,
+)
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class BudgetAsked(msgspec.Struct, forbid_unknown_fields=True):
+    """A budget to set. zone: whose midnight ends its period; None: the gateway's time zone."""
+
+    scope: str
+    limit_nano: int
+    period: str = "month"
+    zone: str | None = None
+
+
+class Described(msgspec.Struct, forbid_unknown_fields=True):
+    """A request as far as the decision needs it. images: width and height in pixels."""
+
+    model: str = "glm-4.6v"
+    tenant: str = "demo"
+    sensitivity: str | None = None
+    prompt: str = ""
+    images: list[tuple[int, int]] = []
+    output_tokens: int | None = None
+    deadline_ms: int | None = None
+    slo: SloClass = SloClass.INTERACTIVE
+
+
+def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
+    """Every path of the admin port."""
+
+    async def list_budgets(_: web.Request) -> web.Response:
+        return _json(await gateway.ledger.budgets(time.time()))
+
+    async def set_budget(request: web.Request) -> web.Response:
+        asked = await _read(request, BudgetAsked)
+        try:
+            await gateway.ledger.set_budget(
+                asked.scope,
+                limit_nano=asked.limit_nano,
+                period=asked.period,
+                zone=asked.zone or gateway.config.timezone,
+                now_s=time.time(),
+            )
+        except ValueError as error:
+            raise GatewayError(400, "invalid_value", str(error)) from None
+        return await list_budgets(request)
+
+    async def delete_budget(request: web.Request) -> web.Response:
+        scope, period = request.query.get("scope", ""), request.query.get("period", "")
+        if not await gateway.ledger.delete_budget(scope, period):
+            text = f"there is no budget {scope!r} with period {period!r}"
+            raise GatewayError(404, "not_found", text)
+        return await list_budgets(request)
+
+    async def report(request: web.Request) -> web.Response:
+        by = request.query.get("by", "backend")
+        if by not in GROUPS:
+            text = f"by must be one of {', '.join(GROUPS)}, got {by!r}"
+            raise GatewayError(400, "invalid_value", text, param="by")
+        rows = gateway.ledger.rows(
+            since_ms=_moment(request, "since"), until_ms=_moment(request, "until")
+        )
+        return _json(await summarise(rows, by=by, zone=ZoneInfo(gateway.config.timezone)))
+
+    async def rows(request: web.Request) -> web.Response:
+        wanted = request.query.get("request_id")
+        found = [
+            row
+            async for row in gateway.ledger.rows(
+                since_ms=_moment(request, "since"), until_ms=_moment(request, "until")
+            )
+            if wanted is None or row.request_id == wanted
+        ]
+        return _json(found)
+
+    async def till(_: web.Request) -> web.Response:
+        return _json(await gateway.ledger.till())
+
+    async def pool(_: web.Request) -> web.Response:
+        return _json(gateway.world.take())
+
+    async def explain(request: web.Request) -> web.Response:
+        facts = _facts_of(await _read(request, Described), gateway)
+        now_s = time.monotonic()
+        return _json(plan(facts, gateway.world.take(), gateway.rules, now_s, Random(0)))  # noqa: S311
+
+    guarded = [
+        ("GET", "/admin/budgets", list_budgets),
+        ("PUT", "/admin/budgets", set_budget),
+        ("DELETE", "/admin/budgets", delete_budget),
+        ("GET", "/admin/report", report),
+        ("GET", "/admin/rows", rows),
+        ("GET", "/admin/till", till),
+        ("GET", "/admin/pool", pool),
+        ("POST", "/admin/explain", explain),
+    ]
+    return [web.route(method, path, _guard(gateway, act)) for method, path, act in guarded]
+
+
+def _guard(gateway: Gateway, handler: Handler) -> Handler:
+    """Lets only the bearer of the admin token through."""
+    wanted = f"Bearer {gateway.admin_token}".encode()
+
+    async def guarded(request: web.Request) -> web.Response:
+        given = request.headers.getall("authorization", ())
+        if len(given) != 1 or not hmac.compare_digest(given[0].encode(), wanted):
+            text = "the admin port wants `Authorization: Bearer <admin token>`"
+            raise GatewayError(401, "invalid_admin_token", text)
+        return await handler(request)
+
+    return guarded
+
+
+async def _read(request: web.Request, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except msgspec.DecodeError as error:
+        raise GatewayError(400, "invalid_value", str(error)) from None
+
+
+def _moment(request: web.Request, name: str) -> int | None:
+    """A query parameter in milliseconds since 1970."""
+    value = request.query.get(name)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        text = f"{name} must be milliseconds since 1970, got {value!r}"
+        raise GatewayError(400, "invalid_value", text, param=name) from None
+
+
+def _facts_of(asked: Described, gateway: Gateway) -> Facts:
+    """The facts of a request that was only described."""
+    side: Site | None = None
+    model = asked.model
+    for site in Site:
+        if model.startswith(f"{site.value}/"):
+            side, model = site, model[len(site.value) + 1 :]
+    principal = Principal(tenant=asked.tenant, subject="explain", key_id="explain", slo=asked.slo)
+    labels = [asked.sensitivity] if asked.sensitivity is not None else []
+    route = gateway.rules.routes.get(model)
+    limits = gateway.config.limits
+    output_max = min(asked.output_tokens or limits.output_tokens_default, limits.output_tokens_max)
+    size, chars = len(asked.prompt.encode()), len(asked.prompt)
+    return Facts(
+        request_id=new_request_id(),
+        tenant=asked.tenant,
+        scopes=(f"tenant:{asked.tenant}",),
+        model=route.name if route else model,
+        side=side,
+        label=sensitivity.resolve(
+            principal, labels, None, has_images=bool(asked.images), rules=gateway.label_rules
+        ),
+        needs=frozenset({Capability.VISION} if asked.images else ()),
+        images=tuple(ImageSize(width=w, height=h) for w, h in asked.images),
+        prompt_tokens_max=tokens.text_tokens_max(size, messages=1),
+        prompt_tokens_likely=tokens.text_tokens_likely(chars, size, messages=1),
+        output_tokens_max=output_max,
+        output_tokens_likely=gateway.world.likely_output_tokens(model, output_max),
+        deadline_ms=asked.deadline_ms,
+        slo=asked.slo,
+    )
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

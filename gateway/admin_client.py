@@ -1,0 +1,55 @@
+"""The command line's side of the admin port: plain HTTP to a gateway on this machine."""
+
+from __future__ import annotations
+
+import http.client
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+
+from gateway.config import Config
+from gateway.data_dir import DataDir
+
+TIMEOUT_S = 60.0  # a report over many rows takes its time
+
+
+class AdminError(Exception):
+    """The admin port could not be asked, or said no. The text says what to do."""
+
+
+class AdminClient:
+    """Asks the gateway that `yuzui up` runs here, or the one that the settings name."""
+
+    def __init__(self, config: Config) -> None:
+        data = DataDir(config.data_dir)
+        running = data.running()
+        host = "127.0.0.1" if config.admin_host == "0.0.0.0" else config.admin_host  # noqa: S104
+        self._url = running.admin_url if running else f"http://{host}:{config.admin_port}"
+        given = config.admin_token
+        self._token = given.reveal() if given else data.admin_token()
+
+    def call(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
+    ) -> Any:
+        """Sends one request; returns the decoded JSON. Raises AdminError."""
+        parts = urlsplit(self._url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        target = f"{path}?{urlencode(query)}" if query else path
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            connection.request(
+                method, target, body=data, headers={"Authorization": f"Bearer {self._token}"}
+            )
+            response = connection.getresponse()
+            answer = msgspec.json.decode(response.read())
+        except (OSError, http.client.HTTPException):
+            text = f"no gateway answers at {self._url}; is `yuzui up` running in this folder?"
+            raise AdminError(text) from None
+        except msgspec.DecodeError:
+            raise AdminError(f"what answers at {self._url} is not a Yuzui admin port") from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise AdminError(str(answer.get("error", {}).get("message", response.reason)))
+        return answer

@@ -1,0 +1,57 @@
+"""The command line: a table of commands, each a module that is loaded when it is called.
+
+`yuzui worker` may not import what `yuzui serve` needs and the other way round, and a command that
+only asks the admin port should answer at once; so nothing is imported before it is known.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# command -> (module with main(argv) -> int, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("gateway.commands.up", "run everything on this machine: books, workers, gateway"),
+    "demo": ("gateway.commands.demo", "the same with an emulated cloud, and a guided tour"),
+    "serve": ("gateway.commands.serve", "run one gateway process"),
+    "worker": ("backends.glm.__main__", "run one local GLM worker"),
+    "ark-emulator": ("backends.ark.emulator.__main__", "run the emulator of Volcano Engine Ark"),
+    "token": ("gateway.commands.token", "issue a token for a caller"),
+    "budget": ("gateway.commands.budget", "set, list and remove budgets"),
+    "report": ("gateway.commands.report", "what was asked, answered, spent and saved"),
+    "explain": ("gateway.commands.explain", "where a request would go, without sending it"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `yuzui`. Returns the exit code: 0 well, 1 failed, 2 wrong usage."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    found = COMMANDS.get(name)
+    if found is None:
+        print(f"yuzui: there is no command {name!r}\n\n{_help()}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"yuzui {name}"  # what argparse shows as the program's name
+    try:
+        return int(importlib.import_module(found[0]).main(rest))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: yuzui COMMAND [OPTIONS]\n\n"
+        "Yuzui, the local-first LLM gateway: one OpenAI-compatible address before your own\n"
+        f"GLM-4.6V workers and Volcano Engine Ark.\n\n{rows}\n\n"
+        "yuzui COMMAND --help says more. Settings come from yuzui.yaml and YUZUI_* variables."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""`yuzui report`: the ledger by backend, tenant, model or day."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from gateway.admin_client import AdminClient, AdminError
+from gateway.commands.options import add_config, load_config
+from gateway.config import Config
+from gateway.record import cny
+from gateway.report import GROUPS
+from gateway.tables import table
+
+_COLUMNS = ("requests", "tokens_in", "tokens_out", "cost_cny", "saved_cny", "unreconciled")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="yuzui report",
+        description="Sums up the ledger: requests, tokens, what they cost, and what answering "
+        "on the premises saved against Ark's list price.",
+    )
+    add_config(parser)
+    parser.add_argument("--by", choices=GROUPS, default="backend", help="(default: backend)")
+    parser.add_argument("--since", metavar="DAY", help="from this day on, such as 2026-11-01")
+    parser.add_argument("--until", metavar="DAY", help="before this day")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    config = load_config(parser, args)
+    try:
+        query = {"by": args.by, **_range(args, config)}
+        report = AdminClient(config).call("GET", "/admin/report", query=query)
+    except (AdminError, ValueError) as error:
+        print(f"yuzui report: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(_as_json(report))
+    elif args.csv:
+        print(_as_csv(report), end="")
+    else:
+        print(as_table(report))
+    return 0
+
+
+def _range(args: argparse.Namespace, config: Config) -> dict[str, str]:
+    """Days in the settings' time zone, as milliseconds since 1970. Raises ValueError."""
+    zone = ZoneInfo(config.timezone)
+    found = {}
+    for name in ("since", "until"):
+        day = getattr(args, name)
+        if day is not None:
+            try:
+                start = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=zone)
+            except ValueError:
+                raise ValueError(f"--{name} {day!r} is not a day such as 2026-11-01") from None
+            found[name] = str(int(start.timestamp() * 1000))
+    return found
+
+
+def _lines(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*report["lines"], report["total"]]
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    money = {"cost_cny": line["cost_nano"], "saved_cny": line["saved_nano"]}
+    return [cny(money[name]) if name in money else str(line[name]) for name in _COLUMNS]
+
+
+def as_table(report: dict[str, Any]) -> str:
+    head = [report["by"], "requests", "tokens in", "out", "cost CNY", "saved CNY", "unreconciled"]
+    return table(head, [[line["group"], *_cells(line)] for line in _lines(report)])
+
+
+def _as_csv(report: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([report["by"], *_COLUMNS])
+    writer.writerows([line["group"], *_cells(line)] for line in _lines(report))
+    return out.getvalue()
+
+
+def _as_json(report: dict[str, Any]) -> str:
+    def plain(line: dict[str, Any]) -> dict[str, Any]:
+        money = {
+            "cost_cny": msgspec.Raw(cny(line["cost_nano"]).encode()),
+            "saved_cny": msgspec.Raw(cny(line["saved_nano"]).encode()),
+        }
+        return {**line, **money}
+
+    found = {
+        "by": report["by"],
+        "lines": [plain(line) for line in report["lines"]],
+        "total": plain(report["total"]),
+    }
+    return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()

@@ -1,0 +1,126 @@
+"""`yuzui up`: everything on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from gateway.commands.options import add_config, load_config
+from gateway.config import Config
+from gateway.data_dir import InUse
+from gateway.embedded import EmbeddedError
+from gateway.keys import KeyUnusable
+from gateway.stack import Stack, StartFailed, reachable
+
+_BANNER = """
+Yuzui is ready.
+
+  clients  {url}/v1        (OpenAI)   {url}/api/v3   (Ark SDK)
+  admin    {admin_url}   (for `yuzui budget`, `report`, `explain`)
+  cloud    {cloud}
+  workers  {workers}
+  data     {data}   (the books, keys, logs)
+
+A first question about a picture (the demo token is in {token_file}, the question in {hello_file}):
+
+  curl -s {url}/v1/chat/completions \\
+    -H "Authorization: Bearer $(cat {token_file})" \\
+    -H 'Content-Type: application/json' -d @{hello_file}
+
+Ctrl-C drains and stops.
+"""
+# What the pasted curl sends: a red circle and a blue square, drawn on white.
+_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAHAAAABwAgMAAAC7jhzYAAAADFBMVEX////cHh4ePNwAAAB"
+    "l4ESnAAAAx0lEQVR42u2UPRKCMBBGH4iNVQrpOQqHUMfjeQLHypr7xILKBkYsSPiJiyMOjc5+BUv45u1ulkxApVL9nyL/"
+    "sscWoRm7mEI6RUY7oLoAm1P75XHsyC3AeiJtPniGpktuRDNhGALTBPsamb5YLpgdYeQhiIpHjSRzSfPyGz4l35r99vIl0/"
+    "6W2Z/mYsm0pV81c8nar+q5ZFeqlMhC3KYzS7FZd1Lrvp/7ISQbsSSrNtgM4CqP7wZQIZPYDM5Tg7dg9VZWqVTf6wnjyx+b"
+    "iz0MMgAAAABJRU5ErkJggg=="
+)
+_HELLO = {
+    "model": "glm-4.6v",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": _PICTURE}},
+                {"type": "text", "text": "What is in this picture?"},
+            ],
+        }
+    ],
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="yuzui up",
+        description="Run everything on this machine: an embedded Valkey for the books (or "
+        "redis_url), local GLM workers, the gateway. Stays in the foreground; Ctrl-C drains.",
+    )
+    add_config(parser)
+    parser.add_argument("--strict", action="store_true", help="flush the books before each answer")
+    args = parser.parse_args(argv)
+    config = load_config(parser, args, {"strict": True} if args.strict else None)
+    return asyncio.run(_run(config, args.config))
+
+
+async def _run(config: Config, file: os.PathLike[str] | None) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    environ = dict(os.environ)
+    if file is not None:
+        environ["YUZUI_CONFIG"] = os.fspath(file)
+    stack = Stack(config, environ=environ, say=lambda text: print(text, flush=True))
+    return await run_stack(stack, stop)
+
+
+async def run_stack(stack: Stack, stop: asyncio.Event) -> int:
+    """Starts, shows where it listens, waits for `stop`, drains. Returns the exit code."""
+    print("starting the books, the workers and the gateway ...", flush=True)
+    starting = asyncio.ensure_future(stack.start())  # noqa: TID251 - awaited right below
+    stopping = asyncio.ensure_future(stop.wait())  # noqa: TID251
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return 130
+        starting.result()
+        print(_banner(stack), flush=True)
+        await stopping
+        print("draining ...", flush=True)
+        return 0
+    except (StartFailed, InUse, EmbeddedError, KeyUnusable) as error:
+        print(f"yuzui up: {error}", file=sys.stderr)
+        return 1
+    finally:
+        await stack.stop()
+        print("stopped; the books are kept in", stack.data.path, flush=True)
+
+
+def _banner(stack: Stack) -> str:
+    config, data = stack.config, stack.data
+    hello_file = data.path / "hello.json"
+    hello_file.write_bytes(msgspec.json.encode(_HELLO))
+    return _BANNER.format(
+        url=f"http://{reachable(config.host)}:{config.port}",
+        admin_url=f"http://{reachable(config.admin_host)}:{config.admin_port}",
+        cloud=config.ark.base_url if config.ark.enabled else "off (set ARK_API_KEY)",
+        workers=", ".join(config.workers) or "none",
+        data=_short(data.path),
+        token_file=_short(data.token_file) if stack.token else "YOUR_TOKEN",
+        hello_file=_short(hello_file),
+    )
+
+
+def _short(path: Path) -> str:
+    """Relative to the current folder where that is shorter to type."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

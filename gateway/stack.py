@@ -1,0 +1,201 @@
+"""Everything on one machine: the books' server, workers, gateways, started and stopped in order.
+
+Started bottom up, stopped top down: the gateways drain first, while their workers still answer and
+the books are still open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway import embedded
+from gateway.config import Config
+from gateway.data_dir import DataDir, Running
+from gateway.keys import issue, make_private_key, public_jwk
+from gateway.processes import Child
+
+START_PATIENCE_S = 120.0  # a worker loads torch and a checkpoint; a large one takes longer
+POLL_S = 0.1
+FAILURES_MAX = 2  # a part that fails twice at its start will not get better
+TOKEN_TTL_S = 30 * 86_400
+DEMO_TENANT = "demo"
+WORKER_STOP_S = 35.0  # a worker gives running answers 30 s
+
+
+class StartFailed(Exception):
+    """A part did not come up. The text says which, and where its log is."""
+
+
+class Stack:
+    """What `yuzui up` runs. environ: settings for the children come from here and from `config`."""
+
+    def __init__(
+        self, config: Config, *, environ: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
+        self.data = DataDir(config.data_dir)
+        self.config = self.data.with_admin_token(config)
+        self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
+        self._say = say
+        self._lock: IO[bytes] | None = None
+        self._books: embedded.Embedded | None = None
+        self.workers: list[Child] = []
+        self.gateways: list[Child] = []
+        self.token: str | None = None
+
+    async def start(self) -> None:
+        """Returns when requests can be answered. Raises StartFailed, InUse, embedded's errors."""
+        self.data.make()
+        self._lock = self.data.lock()
+        self._own_key()
+        await self._start_books()
+        await self._start_workers()
+        await self._start_gateways()
+        running = Running(
+            pid=os.getpid(),
+            url=f"http://{reachable(self.config.host)}:{self.config.port}",
+            admin_url=f"http://{reachable(self.config.admin_host)}:{self.config.admin_port}",
+        )
+        self.data.write_running(running)
+
+    async def stop(self) -> None:
+        """Drains and stops what was started, top down; the books are saved."""
+        patience_s = self.config.limits.drain_s + 5.0
+        await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
+        await asyncio.gather(*(child.stop(WORKER_STOP_S) for child in self.workers))
+        if self._books is not None:
+            await self._books.stop()
+        self.data.forget_running()
+        if self._lock is not None:
+            self._lock.close()
+
+    # ------------------------------------------------------------ the parts
+
+    def _own_key(self) -> None:
+        """Without a configured key: a private one for this installation, and a demo token."""
+        if self.config.auth.configured:
+            return
+        key = make_private_key(self.data.path)
+        keys = {"keys": [public_jwk(key.verify_key())]}
+        self.data.jwks_file.write_bytes(msgspec.json.encode(keys))
+        auth = msgspec.structs.replace(self.config.auth, jwks_file=self.data.jwks_file)
+        self.config = msgspec.structs.replace(self.config, auth=auth)
+        self._environ["YUZUI_JWKS_FILE"] = str(self.data.jwks_file)
+        self.token = issue(
+            key,
+            tenant=DEMO_TENANT,
+            subject=DEMO_TENANT,
+            ttl_s=TOKEN_TTL_S,
+            issuer=auth.issuer,
+            audience=auth.audience,
+        )
+        self.data.write_token(self.token)
+
+    async def _start_books(self) -> None:
+        if self.config.redis_url is None:
+            self._books = await embedded.start(self.data.path, strict=self.config.strict)
+            self.config = msgspec.structs.replace(self.config, redis_url=self._books.url)
+        self._environ["YUZUI_REDIS_URL"] = self.config.redis_url or ""
+
+    async def _start_workers(self) -> None:
+        urls = []
+        for number in range(1, self.config.starts_workers + 1):
+            port = _free_port()
+            command = [sys.executable, "-m", "backends.glm", "--port", str(port)]
+            command += ["--name", f"w{number}"]
+            if self.config.model is not None:
+                command += ["--model", str(self.config.model.absolute())]
+            self.workers.append(self._child(f"worker-{number}", command))
+            urls.append(f"http://127.0.0.1:{port}")
+        await asyncio.gather(*(child.start() for child in self.workers))
+        for child, url in zip(self.workers, urls, strict=True):
+            await self._wait(child, f"{url}/health")
+        workers = (*self.config.workers, *urls)
+        self.config = msgspec.structs.replace(self.config, workers=workers)
+        self._environ["YUZUI_WORKERS"] = ",".join(workers)
+
+    async def _start_gateways(self) -> None:
+        ports = {"port": self.config.port, "admin_port": self.config.admin_port}
+        for name, port in ports.items():
+            if port == 0:
+                ports[name] = _free_port()
+        self.config = msgspec.structs.replace(self.config, **ports)
+        self._environ |= {
+            "YUZUI_PORT": str(self.config.port),
+            "YUZUI_ADMIN_PORT": str(self.config.admin_port),
+            "YUZUI_DATA_DIR": str(self.data.path),
+        }
+        command = [sys.executable, "-m", "gateway.cli", "serve"]
+        for number in range(1, self.config.gateways + 1):
+            self.gateways.append(self._child(f"gateway-{number}", command))
+        for host, port in (
+            (self.config.host, self.config.port),
+            (self.config.admin_host, self.config.admin_port),
+        ):
+            _check_free(host, port)
+        await asyncio.gather(*(child.start() for child in self.gateways))
+        url = f"http://{reachable(self.config.host)}:{self.config.port}/readyz"
+        await self._wait(self.gateways[0], url)
+
+    def _child(self, name: str, command: list[str]) -> Child:
+        return Child(name, command, env=self._environ, logs=self.data.logs, say=self._say)
+
+    async def _wait(self, child: Child, url: str) -> None:
+        deadline_s = time.monotonic() + START_PATIENCE_S
+        while time.monotonic() < deadline_s:
+            if await asyncio.to_thread(_answers, url):
+                return
+            if child.failures >= FAILURES_MAX:
+                break
+            await asyncio.sleep(POLL_S)
+        text = f"{child.name} did not come up; the end of {child.log_file}:"
+        raise StartFailed(f"{text}\n{_tail(child.log_file)}")
+
+
+def _answers(url: str) -> bool:
+    """Whether the URL answers 200. Only ever asked of our own children on loopback."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2.0)
+    try:
+        connection.request("GET", parts.path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises StartFailed when the port is taken: better now than in a child's log."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            text = f"port {port} of {host} cannot be used: {error.strerror}"
+            raise StartFailed(f"{text}; set YUZUI_PORT and YUZUI_ADMIN_PORT to free ones") from None
+
+
+def reachable(host: str) -> str:
+    """A host to connect to, for one to listen on."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+
+
+def _tail(file: Path) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-15:])
