@@ -199,9 +199,11 @@ def _read_file(file: Path, *, required: bool) -> Node:
 def _put_environment(root: Node, environ: Mapping[str, str]) -> None:
     for name in environ:
         if name.startswith("YUZUI_") and name not in ENVIRONMENT and name != CONFIG_VARIABLE:
-            known = [*ENVIRONMENT, CONFIG_VARIABLE]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            known = sorted([*ENVIRONMENT, CONFIG_VARIABLE])
+            # Compared without what all of them begin with, or every name would be near to all.
+            short = {variable.removeprefix("YUZUI_"): variable for variable in known}
+            near = difflib.get_close_matches(name.removeprefix("YUZUI_"), short, n=1)
+            hint = f"did you mean {short[near[0]]}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"environment variable {name}", "", f"unknown; {hint}{_K8S}")
     for name, key in ENVIRONMENT.items():
         if value := environ.get(name, ""):

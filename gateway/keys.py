@@ -42,10 +42,10 @@ NAME = re.compile(r"[^\W_][\w.@-]{0,127}")
 SCOPE = re.compile(r"[a-z]{1,16}:[\w.@/*-]{1,128}")
 
 JWS = PyJWS(algorithms=["HS256", "RS256", "ES256", "EdDSA"])
-_OF_JWK: Mapping[tuple[object, object], Algorithm] = {
-    ("RSA", None): "RS256",
-    ("EC", "P-256"): "ES256",
-    ("OKP", "Ed25519"): "EdDSA",
+_OF_JWK: Mapping[str, Algorithm] = {  # by kty and crv
+    "RSA": "RS256",
+    "EC P-256": "ES256",
+    "OKP Ed25519": "EdDSA",
 }
 
 
@@ -115,8 +115,12 @@ def from_jwk(jwk: Mapping[str, object]) -> VerifyKey:
     kid = jwk.get("kid")
     if not isinstance(kid, str) or not 0 < len(kid) <= KID_CHARS_MAX:
         raise KeyUnusable("a key without a usable kid")
-    kty = jwk.get("kty")
-    alg = _OF_JWK.get((kty, None if kty == "RSA" else jwk.get("crv")))
+    kty, curve = jwk.get("kty"), jwk.get("crv", "")
+    alg = (
+        _OF_JWK.get(f"{kty} {curve}".strip())
+        if isinstance(kty, str) and isinstance(curve, str)
+        else None
+    )
     if alg is None:  # among them `oct`: a secret in a public document is none
         raise KeyUnusable(f"key {kid!r}: not a kind of key that is used here")
     if jwk.get("alg", alg) != alg:
