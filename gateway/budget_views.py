@@ -1,0 +1,148 @@
+"""The budgets as this process last saw them: definitions, current periods, figures.
+
+Redis is the authority; what stands here is only used to name the right counters in a reservation
+(which Redis then checks against its own definitions) and as a hint for the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from policies.budget import Period, window_at
+from policies.types import BudgetView, Value
+
+# A finished period's figures are kept this long, for holds that straddle its end (a hold lives one
+# day at most) and for whoever wants to look.
+KEEP_FINISHED_S = 7 * 86_400
+
+
+class BudgetStatus(Value, frozen=True, kw_only=True):
+    """A budget with its figures in the current period. Money in nano-CNY, wall clock in seconds."""
+
+    scope: str
+    period: Period
+    zone: str
+    limit_nano: int
+    posted_nano: int
+    held_nano: int
+    resets_at_s: float | None
+    version: int = 0
+
+
+class Budget:
+    """One budget and the counter of its current period; `at` moves it to another period."""
+
+    __slots__ = (
+        "counter", "drop_ms", "generation", "id", "limit_nano", "period", "resets_s", "scope",
+        "starts_s", "version", "view", "zone",
+    )  # fmt: skip
+
+    def __init__(self, budget_id: str, limit_nano: int, definition: str, now_s: float) -> None:
+        """`definition` as set_budget.lua writes it. Raises ValueError for anything else."""
+        self.id = budget_id
+        period, _, self.scope = budget_id.partition("|")
+        self.period = Period(period)
+        self.generation, version, self.zone, _ = definition.split("\n")
+        self.version = int(version)
+        self.limit_nano = limit_nano
+        self.at(now_s)
+
+    def at(self, now_s: float) -> None:
+        """Names the counter of the period that `now_s` is in; its figures are not known yet."""
+        window = window_at(self.period, self.zone, now_s)
+        self.starts_s = -math.inf if window.starts_s is None else window.starts_s
+        self.resets_s = math.inf if window.resets_at_s is None else window.resets_at_s
+        self.counter = f"{self.id}|{self.generation}|{window.id}"
+        ends = window.resets_at_s
+        self.drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
+        self.view = BudgetView(
+            scope=self.scope,
+            limit_nano=self.limit_nano,
+            posted_nano=0,
+            held_nano=0,
+            resets_at_s=ends,
+        )
+
+    def saw(self, posted_nano: int, held_nano: int) -> None:
+        self.view = BudgetView(
+            scope=self.scope,
+            limit_nano=self.limit_nano,
+            posted_nano=posted_nano,
+            held_nano=held_nano,
+            resets_at_s=self.view.resets_at_s,
+        )
+
+    def status(self) -> BudgetStatus:
+        return BudgetStatus(
+            scope=self.scope,
+            period=self.period,
+            zone=self.zone,
+            limit_nano=self.limit_nano,
+            posted_nano=self.view.posted_nano,
+            held_nano=self.view.held_nano,
+            resets_at_s=self.view.resets_at_s,
+            version=self.version,
+        )
+
+
+class BudgetViews:
+    """All budgets by scope. `epoch` names the set of definitions that this was loaded from."""
+
+    def __init__(self) -> None:
+        self.epoch = ""
+        self._by_id: dict[str, Budget] = {}
+        self._by_scope: dict[str, list[Budget]] = {}
+        self._views: dict[str, tuple[BudgetView, ...]] = {}
+        self._changed: set[str] = set()
+
+    def load(
+        self, epoch: str, limits: Sequence[bytes], defs: Sequence[bytes], now_s: float
+    ) -> None:
+        """Takes over the definitions as two flat lists (field, value, ...). Figures that are known
+        stay. Raises ValueError when they were not written by set_budget.lua."""
+        limit_of = dict(zip(limits[::2], limits[1::2], strict=True))
+        before, self._by_id, self._by_scope = self._by_id, {}, {}
+        for raw_id, definition in zip(defs[::2], defs[1::2], strict=True):
+            budget = Budget(raw_id.decode(), int(limit_of[raw_id]), definition.decode(), now_s)
+            old = before.get(budget.id)
+            if old is not None and old.counter == budget.counter:
+                budget.saw(old.view.posted_nano, old.view.held_nano)
+            self._by_id[budget.id] = budget
+            self._by_scope.setdefault(budget.scope, []).append(budget)
+        self._views = {}
+        self._changed = set(self._by_scope)
+        self.epoch = epoch
+
+    def drawn(self, scopes: Iterable[str], now_s: float) -> list[Budget]:
+        """Every budget that these scopes draw on, each once, in the period of `now_s`."""
+        found: list[Budget] = []
+        for scope in dict.fromkeys(scopes):
+            for budget in self._by_scope.get(scope, ()):
+                if not budget.starts_s <= now_s < budget.resets_s:
+                    budget.at(now_s)
+                    self._changed.add(scope)
+                found.append(budget)
+        return found
+
+    def saw(self, budgets: Sequence[Budget], figures: Sequence[int]) -> None:
+        """Takes over fresh figures: posted, held, posted, held, ..."""
+        for i, budget in enumerate(budgets):
+            budget.saw(figures[2 * i], figures[2 * i + 1])
+            self._changed.add(budget.scope)
+
+    def all(self, now_s: float) -> list[Budget]:
+        return self.drawn(self._by_scope, now_s)
+
+    def of(self, budget_id: str) -> Budget | None:
+        return self._by_id.get(budget_id)
+
+    def views(self) -> Mapping[str, tuple[BudgetView, ...]]:
+        """By scope. A live view: read it before the next await."""
+        for scope in self._changed:
+            budgets = self._by_scope.get(scope)
+            if budgets is not None:  # else: a budget that a late reply still spoke of
+                self._views[scope] = tuple([budget.view for budget in budgets])
+        self._changed.clear()
+        return MappingProxyType(self._views)

@@ -1,0 +1,293 @@
+"""The books: money is held before a request is sent and posted after, in Redis, by Lua.
+
+    reserve    a hold on every budget of the request, or on none   -> Reserved | Exhausted
+    mark_sent  the request is about to leave: it may be billed from here on
+    settle     post the cost and write the row, in one step
+    void       give the hold back: certainly not billed
+    sweep      resolve what its gateway no longer can
+
+Every operation may be repeated: the second time changes nothing and answers alike. Resolved holds
+are remembered for REMEMBER_S and then forgotten; commands do not survive a connection, so none can
+arrive later than that. A hold belongs to the gateway that made it; others may only sweep it.
+
+Invariants, at every moment: posted + held <= limit for every budget whose limit was not lowered;
+the till's posted equals the sum of the rows; the till's held equals the sum of the open holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gateway import rows
+from gateway.budget_views import Budget, BudgetStatus
+from gateway.ledger_control import Control
+from gateway.ledger_parts import (
+    DEFINITIONS,
+    DELETE_BUDGET,
+    HOLD_S_MAX,
+    LEASE,
+    MARK_SENT,
+    REMEMBER_MS,
+    REMEMBER_S,
+    RESERVE,
+    SET_BUDGET,
+    SETTLE,
+    SWEEP,
+    VOID,
+    Exhausted,
+    HoldClosed,
+    HoldRequest,
+    Keys,
+    Reserved,
+    Settled,
+    Swept,
+    Till,
+)
+from gateway.redis_link import LedgerFault, LedgerUnavailable, RedisLink
+from gateway.rows import Row
+from policies.budget import HoldState, Period
+from policies.types import MONEY_NANO_MAX
+
+__all__ = [
+    "BudgetStatus", "Exhausted", "HoldClosed", "HoldRequest", "Ledger", "LedgerFault",
+    "LedgerUnavailable", "Period", "Reserved", "Row", "Settled", "Swept", "Till",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+LEASE_S: Final = 10.0  # a gateway that was not heard of for so long is taken for dead
+RELOADS_MAX: Final = 5  # of definitions within one reservation, while somebody keeps changing them
+CONTROL_TIMEOUT_S: Final = 5.0  # operations that nobody's request waits for
+ABANDONED_MAX: Final = 10_000
+
+_STATES: Final = {
+    b"D": HoldState.POSTED,
+    b"V": HoldState.VOIDED,
+    b"E": HoldState.EXPIRED,
+}
+
+
+class Ledger(Control):
+    """One process's access to the books. Make it with `connect`; use it on one event loop.
+
+    Every method that talks to Redis raises LedgerUnavailable when Redis is down, slow, loading or
+    read-only, and LedgerFault when it holds something that no ledger wrote.
+    """
+
+    def __init__(
+        self, hot: RedisLink, control: RedisLink, keys: Keys, *, lease_s: float, server_clock: bool
+    ) -> None:
+        super().__init__(control, keys, lease_s=lease_s, server_clock=server_clock)
+        self._hot = hot
+        # open holds of this process: what they draw on, and until when that can matter
+        self._open: dict[str, tuple[list[Budget], float]] = {}
+        self._abandoned: dict[str, None] = {}  # to be voided as soon as Redis can be reached
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        instance: str,
+        call_timeout_s: float = 1.0,
+        lease_s: float = LEASE_S,
+        books: str = "main",
+        server_clock: bool = True,
+    ) -> Ledger:
+        """Opens the books at `url` (see redis_link.parse_url) under the name `instance`, which no
+        other live process may have.
+
+        server_clock: leases, deadlines and periods follow the clock of the server, so that a
+        gateway with a wrong clock harms nobody. False: they follow the `now_s` that is passed in,
+        for tests. Raises LedgerUnavailable, ValueError.
+        """
+        scripts = (RESERVE, MARK_SENT, SETTLE, VOID)
+        hot = await RedisLink.connect(url, scripts=scripts, call_timeout_s=call_timeout_s)
+        try:
+            control = await RedisLink.connect(
+                url,
+                scripts=(SWEEP, LEASE, DEFINITIONS, SET_BUDGET, DELETE_BUDGET),
+                call_timeout_s=max(call_timeout_s, CONTROL_TIMEOUT_S),
+            )
+        except BaseException:
+            await hot.close()
+            raise
+        keys = Keys(books, instance)
+        return cls(hot, control, keys, lease_s=lease_s, server_clock=server_clock)
+
+    # ------------------------------------------------------------ the life of a hold
+
+    async def reserve(self, hold: HoldRequest, now_s: float) -> Reserved | Exhausted:
+        """Holds `amount_nano` on every budget of the hold's scopes, or on none.
+
+        When the answer does not come (LedgerUnavailable with ambiguous, or the caller is
+        cancelled) the hold is voided as soon as Redis can be reached; use a new id to try again.
+        Raises HoldClosed for an id that is resolved, ValueError for an amount or deadline out of
+        range.
+        """
+        if not 0 <= hold.amount_nano <= MONEY_NANO_MAX:
+            raise ValueError(f"a hold of {hold.amount_nano} nano-CNY is out of range")
+        if not 0 < hold.deadline_s - now_s <= HOLD_S_MAX:
+            raise ValueError(f"a hold lives up to {HOLD_S_MAX:.0f} s")
+        draft, ours_s = rows.encode(hold.draft), now_s + self._skew_s
+        try:
+            for _ in range(RELOADS_MAX):
+                drawn = self._budgets.drawn(hold.scopes, ours_s)
+                reply = await self._reserve_once(hold, drawn, draft, now_s)
+                if reply[0] != 0:
+                    return self._reserved(hold, drawn, reply)
+                epoch, limits, defs = reply[2:]
+                self._budgets.load(epoch.decode(), limits, defs, ours_s)
+        except asyncio.CancelledError:
+            self._give_back_soon(hold.id)
+            raise
+        except LedgerUnavailable as error:
+            if error.ambiguous:
+                self._give_back_soon(hold.id)
+            raise
+        raise LedgerUnavailable("the budgets keep changing", ambiguous=False)
+
+    async def _reserve_once(
+        self, hold: HoldRequest, drawn: Sequence[Budget], draft: bytes, now_s: float
+    ) -> list[Any]:
+        per_budget: list[str | int] = []
+        for budget in drawn:
+            per_budget += (budget.id, budget.counter, budget.drop_ms)
+        reply: list[Any] = await self._hot.run(
+            RESERVE,
+            self._keys.reserve,
+            hold.id,
+            hold.amount_nano,
+            "S" if hold.sent else "P",
+            int(1000 * (hold.deadline_s - now_s)),
+            draft,
+            self._keys.owner,
+            self._lease_ms,
+            self._clock(now_s),
+            self._budgets.epoch,
+            *per_budget,
+        )
+        return reply
+
+    def _reserved(
+        self, hold: HoldRequest, drawn: list[Budget], reply: list[Any]
+    ) -> Reserved | Exhausted:
+        if reply[0] == 1:
+            figures = [figure for i, figure in enumerate(reply[1:]) if i % 3 != 2]
+            self._budgets.saw(drawn, figures)
+            self._open[hold.id] = (drawn, hold.deadline_s)
+            return Reserved(hold_id=hold.id, budgets=tuple([budget.view for budget in drawn]))
+        if reply[0] == 2:
+            budget = drawn[reply[1]]
+            self._budgets.saw((budget,), reply[2:4])
+            return Exhausted(budget=budget.view, period=budget.period)
+        raise HoldClosed(hold.id, _STATES[reply[1]])
+
+    async def mark_sent(self, hold_id: str) -> bool:
+        """Call it just before the first byte leaves. False: the hold is not open (it ran out);
+        nothing may be sent then."""
+        return bool(await self._hot.run(MARK_SENT, (self._keys.holds,), hold_id) == 1)
+
+    async def settle(self, hold_id: str, row: Row) -> Settled:
+        """Posts `row.posted_nano`, at most what was held, and writes the row.
+
+        A cost above the hold is clamped to it: the row then has the flag `clamped` and the whole
+        figure as claimed_nano. After LedgerUnavailable the same call may be repeated until the
+        hold's deadline. Raises ValueError for a negative cost.
+        """
+        if row.posted_nano < 0:
+            raise ValueError("a cost cannot be negative")
+        reply = await self._hot.run(
+            SETTLE,
+            self._keys.settle,
+            hold_id,
+            min(row.posted_nano, MONEY_NANO_MAX),
+            rows.encode(row),
+            self._clock(),
+            REMEMBER_MS,
+        )
+        drawn, _ = self._open.pop(hold_id, ((), 0.0))
+        if reply[0] == 1:
+            self._took(drawn, reply[2:])
+            return Settled(posted_nano=reply[1], already=False)
+        if reply[0] == 0:
+            return Settled(posted_nano=reply[1], already=True, state=_STATES[reply[2]])
+        _log.error("settled_unknown_hold: %s", hold_id)
+        return Settled(posted_nano=0, already=True, state=None)
+
+    async def void(self, hold_id: str) -> None:
+        """Gives a hold back. An id that is not known is refused from now on, so a reservation
+        that is still under way cannot take effect later. After LedgerUnavailable the ledger
+        repeats it by itself."""
+        try:
+            reply = await self._send_void(hold_id)
+        except LedgerUnavailable:
+            self._abandon(hold_id)
+            raise
+        self._voided(hold_id, reply)
+
+    def _send_void(self, hold_id: str) -> asyncio.Future[Any]:
+        return self._hot.run(VOID, self._keys.void, hold_id, self._clock(), REMEMBER_MS)
+
+    def _voided(self, hold_id: str, reply: list[Any]) -> None:
+        self._abandoned.pop(hold_id, None)
+        drawn, _ = self._open.pop(hold_id, ((), 0.0))
+        if reply[0] == 1:
+            self._took(drawn, reply[1:])
+
+    def _took(self, drawn: Sequence[Budget], figures: Sequence[int]) -> None:
+        """Figures after a hold ended. A hold of nothing drew on no counter and brings none."""
+        if len(figures) == 2 * len(drawn):
+            self._budgets.saw(drawn, figures)
+
+    def _abandon(self, hold_id: str) -> None:
+        if len(self._abandoned) >= ABANDONED_MAX:  # the sweeper gets what does not fit
+            _log.error("hold_left_to_the_sweeper: %s", hold_id)
+            return
+        self._abandoned[hold_id] = None
+
+    def _give_back_soon(self, hold_id: str) -> None:
+        """Voids without waiting for the answer; `refresh` repeats what does not succeed."""
+        self._abandon(hold_id)
+        try:
+            sent = self._send_void(hold_id)
+        except LedgerUnavailable:
+            return
+
+        def done(reply: asyncio.Future[Any]) -> None:
+            if not reply.cancelled() and reply.exception() is None:
+                self._voided(hold_id, reply.result())
+
+        sent.add_done_callback(done)
+
+    async def refresh(self, now_s: float) -> None:
+        """Reads definitions and figures anew and repeats what could not be voided. Call it every
+        second: between replies it is what `views` lives from."""
+        await super().refresh(now_s)
+        for hold_id in list(self._abandoned):
+            self._voided(hold_id, await self._send_void(hold_id))
+        self._forget_swept(now_s)
+
+    def _forget_swept(self, now_s: float) -> None:
+        """Drops notes on holds that the sweeper has resolved by now; they end about in order."""
+        while self._open:
+            hold_id, (_, deadline_s) = next(iter(self._open.items()))
+            if deadline_s > now_s - REMEMBER_S:
+                return
+            del self._open[hold_id]
+
+    async def ping(self) -> None:
+        """Returns when the hot path is fit for use, else raises LedgerUnavailable."""
+        await self._hot.call("PING")
+
+    async def close(self) -> None:
+        """Ends the lease, so that whatever is still open is swept at once, and disconnects."""
+        try:
+            await self._control.run(LEASE, (self._keys.owners,), self._keys.owner, 0, self._clock())
+        except LedgerUnavailable:
+            _log.warning("lease_not_ended: it runs out by itself")
+        await self._control.close()
+        await self._hot.close()

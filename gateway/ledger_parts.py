@@ -1,0 +1,116 @@
+"""What the ledger is made of: its values, its Lua scripts, and the names of its keys in Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from gateway.redis_link import Script
+from gateway.rows import Row
+from policies.budget import HoldState, Period
+from policies.types import BudgetView, Value
+
+REMEMBER_S: Final = 60.0  # how long a resolved hold is remembered
+REMEMBER_MS: Final = int(1000 * REMEMBER_S)
+HOLD_S_MAX: Final = 86_400.0  # bounds how long a row may be booked after its request arrived
+
+
+class HoldRequest(Value, frozen=True, kw_only=True):
+    """Money to hold for one attempt.
+
+    id:         "<request_id>.<attempt>"
+    scopes:     every scope of the attempt; those without a budget do not matter
+    sent:       True: the hold begins as SENT (local: there is no moment between the two)
+    deadline_s: wall clock of the caller; later than the attempt can possibly end
+    draft:      the row that is written should nobody settle the hold. Settle or void an attempt
+                before reserving the next, then the draft's final=True is right.
+    """
+
+    id: str
+    amount_nano: int
+    scopes: tuple[str, ...]
+    sent: bool
+    deadline_s: float
+    draft: Row
+
+
+class Reserved(Value, frozen=True, kw_only=True):
+    """The money is held. `budgets`: every budget drawn on, as it stands now."""
+
+    hold_id: str
+    budgets: tuple[BudgetView, ...]
+
+
+class Exhausted(Value, frozen=True, kw_only=True):
+    """Nothing is held: this budget has no room for the amount."""
+
+    budget: BudgetView
+    period: Period
+
+
+class Settled(Value, frozen=True, kw_only=True):
+    """posted_nano: what this hold posted. already: it was resolved before, in `state`; None there:
+    nothing is known of it (never reserved, or forgotten), and nothing was posted."""
+
+    posted_nano: int
+    already: bool
+    state: HoldState | None = HoldState.POSTED
+
+
+class Swept(Value, frozen=True, kw_only=True):
+    voided: int
+    expired: int
+
+
+class Till(Value, frozen=True, kw_only=True):
+    """Everything ever posted and everything held now, budgets or not."""
+
+    posted_nano: int
+    held_nano: int
+
+
+class HoldClosed(Exception):
+    """A hold with this id was resolved before (a reservation that came after its void)."""
+
+    def __init__(self, hold_id: str, state: HoldState) -> None:
+        super().__init__(f"hold {hold_id} is {state.value} already")
+        self.state = state
+
+
+_LUA: Final = Path(__file__).parent / "lua"
+
+
+def _script(name: str) -> Script:
+    common = (_LUA / "common.lua").read_text(encoding="utf-8")
+    return Script(common + (_LUA / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+RESERVE, MARK_SENT, SETTLE, VOID = map(_script, ("reserve", "mark_sent", "settle", "void"))
+SWEEP, LEASE, DEFINITIONS = map(_script, ("sweep", "lease", "definitions"))
+SET_BUDGET, DELETE_BUDGET = map(_script, ("set_budget", "delete_budget"))
+
+
+class Keys:
+    """Names of everything in Redis. One hash tag: a cluster keeps them in one place."""
+
+    def __init__(self, books: str, owner: str) -> None:
+        self.owner = owner
+        base = f"yuzui:{{{books}}}:"
+        self.limits, self.defs, self.counters = base + "limits", base + "defs", base + "counters"
+        self.holds, self.drafts, self.done = base + "holds", base + "drafts", base + "done"
+        self.periods, self.owners, self.swept = base + "periods", base + "owners", base + "swept"
+        self.till, self.rows = base + "till", base + "rows"
+        mine = self.open_of(owner)
+        self.reserve = (
+            self.limits, self.defs, self.counters, self.periods, self.holds, self.drafts,
+            self.owners, mine, self.done, self.till,
+        )  # fmt: skip
+        self.void = (self.holds, self.drafts, self.counters, mine, self.done, self.till)
+        self.settle = (*self.void, self.rows)
+        self.sweep = (
+            self.holds, self.drafts, self.counters, self.done, self.till, self.rows,
+            self.owners, self.periods, self.swept,
+        )  # fmt: skip
+
+    def open_of(self, owner: str) -> str:
+        return f"{self.owners[: -len('owners')]}open:{owner}"

@@ -1,0 +1,344 @@
+"""One connection to Redis or Valkey that everybody in the process shares.
+
+Commands of one turn of the event loop are written together and answered in order, so a command
+costs a few microseconds of the gateway's CPU instead of some seventy with a pooled client. Replies
+are parsed by hiredis.
+
+What can go wrong is one exception, `LedgerUnavailable`. Its `ambiguous` says whether the command
+may have been carried out: never when it was not written or the server refused it, possibly when
+the connection was lost or the reply is late. A late reply is still read and dropped in its place,
+so the order of the others is kept; the same holds for a caller that was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import ssl
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+
+from gateway.tasks import spawn
+from policies.types import Value
+
+_log = logging.getLogger(__name__)
+
+# A thousand requests a second with a Redis that stalls for several seconds stay below this; beyond
+# it waiting longer helps nobody.
+IN_FLIGHT_MAX: Final = 10_000
+CONNECT_TIMEOUT_S: Final = 5.0
+BACKOFF_FIRST_S: Final = 0.05
+BACKOFF_MAX_S: Final = 2.0  # "back within 2 s after Redis is"
+WATCH_S: Final = 0.1  # how late a timeout may be noticed
+# A connection that has not answered for this many timeouts is taken for dead and cut.
+DEAD_AFTER_TIMEOUTS: Final = 3.0
+
+# The server refused the command before doing any of it.
+_REFUSED: Final = (
+    "LOADING", "READONLY", "MASTERDOWN", "OOM", "MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN",
+    "NOAUTH", "WRONGPASS", "NOPERM", "TRYAGAIN",
+)  # fmt: skip
+
+
+class LedgerUnavailable(Exception):
+    """The books cannot be reached. `ambiguous`: the command may have been carried out anyway."""
+
+    def __init__(self, message: str, *, ambiguous: bool) -> None:
+        super().__init__(message)
+        self.ambiguous = ambiguous
+
+
+class LedgerFault(Exception):
+    """Redis answered with an error that no healthy server gives: a bug, or foreign data."""
+
+
+class Target(Value, frozen=True, kw_only=True):
+    """Where a Redis URL points. `path` is a unix socket; else host and port, maybe with TLS."""
+
+    path: str | None = None
+    host: str = "localhost"
+    port: int = 6379
+    tls: bool = False
+    ca_file: str | None = None
+    username: str | None = None
+    password: str | None = None
+    db: int = 0
+
+    def __repr__(self) -> str:
+        place = self.path or f"{self.host}:{self.port}"
+        return f"Target({place}, db={self.db})"  # a password has no business in a log
+
+    __str__ = __repr__
+
+
+def parse_url(url: str) -> Target:
+    """redis://[[user]:password@]host[:port][/db], rediss:// for TLS, unix:///path[?db=n].
+
+    Options in the query: db, password, username, ssl_ca_certs. Raises ValueError without
+    repeating the URL, which may hold a password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = options.keys() - {"db", "password", "username", "ssl_ca_certs"}
+    if unknown:
+        raise ValueError(f"unknown option in the Redis URL: {', '.join(sorted(unknown))}")
+    path = unquote(parts.path) if parts.scheme == "unix" else None
+    db = options.get("db") or ("" if path else parts.path.strip("/")) or "0"
+    if path == "" or not db.isdecimal():
+        raise ValueError("a Redis URL names a socket path, and its database by number")
+    return Target(
+        path=path,
+        host=parts.hostname or "localhost",
+        port=parts.port or 6379,
+        tls=parts.scheme == "rediss",
+        ca_file=options.get("ssl_ca_certs"),
+        username=unquote(parts.username) if parts.username else options.get("username"),
+        password=unquote(parts.password) if parts.password else options.get("password"),
+        db=int(db),
+    )
+
+
+class Script:
+    """A Lua script, known to the server by the hash of its source."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+_Command = tuple[Any, ...]
+_Repeat = tuple[Script, _Command]
+
+
+class _Wire(asyncio.Protocol):
+    """One connection: writes once a turn, matches replies in order, notices silence."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        # future, give-up time, and for a script what repeats it should the server not know it
+        self._waiting: deque[tuple[asyncio.Future[Any], float, _Repeat | None]] = deque()
+        self._watch: asyncio.TimerHandle | None = None
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._watch = self._loop.call_later(WATCH_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._transport = None
+        self._out.clear()
+        while self._waiting:
+            future, _, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(
+                    LedgerUnavailable("the connection to Redis was lost", ambiguous=True)
+                )
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting)
+
+    def send(self, command: _Command, script: Script | None = None) -> asyncio.Future[Any]:
+        """Queues a command; it is written at the end of this turn of the loop."""
+        if self._transport is None or self._transport.is_closing():
+            raise LedgerUnavailable("the connection to Redis was lost", ambiguous=False)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._enqueue(future, command, None if script is None else (script, command))
+        return future
+
+    def _enqueue(
+        self, future: asyncio.Future[Any], command: _Command, repeat: _Repeat | None
+    ) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(hiredis.pack_command(command))
+        self._waiting.append((future, self._loop.time() + self._timeout_s, repeat))
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                future, _, repeat = waiting.popleft()
+                if isinstance(reply, hiredis.ReplyError):
+                    self._error(future, reply, repeat)
+                elif not future.done():
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            # nonsense, or a reply that nobody asked for: the order is lost
+            _log.error("redis_protocol_error: %s", error)
+            self.abort()
+
+    def _error(
+        self, future: asyncio.Future[Any], error: hiredis.ReplyError, repeat: _Repeat | None
+    ) -> None:
+        text = str(error)
+        code = text.partition(" ")[0]
+        if not future.done():
+            if code == "NOSCRIPT" and repeat is not None:
+                # a restart or SCRIPT FLUSH forgot it; EVAL also teaches it to the server again
+                script, (_, _, *rest) = repeat
+                self._enqueue(future, ("EVAL", script.source, *rest), None)
+                return
+            if code in _REFUSED:
+                future.set_exception(
+                    LedgerUnavailable(f"Redis refuses commands: {text}", ambiguous=False)
+                )
+            else:
+                future.set_exception(LedgerFault(text))
+        if code == "READONLY":
+            self.abort()  # a failover happened: the name may now lead to the new primary
+
+    def _look(self) -> None:
+        """Fails the calls whose time is up; they keep their place in the order of replies."""
+        now = self._loop.time()
+        self._watch = self._loop.call_later(WATCH_S, self._look)
+        for future, until, _ in self._waiting:
+            if until > now:
+                break
+            if not future.done():
+                future.set_exception(
+                    LedgerUnavailable("Redis did not answer in time", ambiguous=True)
+                )
+        if self._waiting:
+            overdue_s = now - self._waiting[0][1]
+            if overdue_s > (DEAD_AFTER_TIMEOUTS - 1) * self._timeout_s:
+                _log.error("redis_silent: no reply for %.1f s, reconnecting", overdue_s)
+                self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class RedisLink:
+    """A connection that comes back by itself. Make it with `connect`."""
+
+    def __init__(self, target: Target, scripts: tuple[Script, ...], call_timeout_s: float) -> None:
+        self._target = target
+        self._scripts = scripts
+        self._call_timeout_s = call_timeout_s
+        self._wire: _Wire | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, scripts: tuple[Script, ...] = (), call_timeout_s: float = 1.0
+    ) -> RedisLink:
+        """Connects once; from then on the link keeps itself alive. Raises LedgerUnavailable when
+        the server cannot be reached now, ValueError for a bad URL."""
+        link = cls(parse_url(url), scripts, call_timeout_s)
+        wire = await link._open()
+        link._keeper = spawn(link._keep(wire), name="redis-link")
+        return link
+
+    @property
+    def up(self) -> bool:
+        return self._wire is not None
+
+    def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
+        """Sends one command. The future gives the reply as hiredis reads it (bulk strings are
+        bytes), or raises LedgerUnavailable or LedgerFault; a full or broken link raises at once."""
+        return self._send(command, None)
+
+    def run(
+        self, script: Script, keys: tuple[str, ...], *args: str | bytes | int
+    ) -> asyncio.Future[Any]:
+        """Runs a script by its hash, and in full when the server has forgotten it. As `call`."""
+        return self._send(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+
+    def _send(self, command: _Command, script: Script | None) -> asyncio.Future[Any]:
+        wire = self._wire
+        if wire is None:
+            raise LedgerUnavailable("there is no connection to Redis", ambiguous=False)
+        if wire.in_flight >= IN_FLIGHT_MAX:
+            raise LedgerUnavailable("too many commands wait for Redis", ambiguous=False)
+        return wire.send(command, script)
+
+    async def close(self) -> None:
+        """Closes the connection; commands in flight fail. May be called twice."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._wire is not None:
+            self._wire.abort()
+            await self._wire.lost
+            self._wire = None
+
+    async def _keep(self, wire: _Wire) -> None:
+        """Waits for the loss of the connection and replaces it, for ever."""
+        while True:
+            await asyncio.shield(wire.lost)
+            self._wire = None
+            _log.warning("redis_lost: %r", self._target)
+            delay_s = BACKOFF_FIRST_S
+            while True:
+                # full jitter: gateways that lost the same server do not come back as one
+                await asyncio.sleep(random.uniform(0, delay_s))  # noqa: S311
+                try:
+                    wire = await self._open()
+                    break
+                except LedgerUnavailable as error:
+                    _log.warning("redis_unreachable: %s", error)
+                    delay_s = min(2 * delay_s, BACKOFF_MAX_S)
+            _log.warning("redis_back: %r", self._target)
+
+    async def _open(self) -> _Wire:
+        """One attempt: connect, authenticate, load the scripts. Raises LedgerUnavailable."""
+        target, loop = self._target, asyncio.get_running_loop()
+        wire = _Wire(loop, self._call_timeout_s)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                if target.path is not None:
+                    await loop.create_unix_connection(lambda: wire, target.path)
+                else:
+                    tls = ssl.create_default_context(cafile=target.ca_file) if target.tls else None
+                    await loop.create_connection(lambda: wire, target.host, target.port, ssl=tls)
+                await self._greet(wire)
+        except (OSError, TimeoutError, LedgerUnavailable, LedgerFault) as error:
+            wire.abort()
+            text = f"Redis at {target!r} cannot be used: {error or type(error).__name__}"
+            raise LedgerUnavailable(text, ambiguous=False) from error
+        except BaseException:
+            wire.abort()  # cancelled in the middle: do not leave a socket behind
+            raise
+        self._wire = wire
+        return wire
+
+    async def _greet(self, wire: _Wire) -> None:
+        target = self._target
+        replies = []
+        if target.password is not None:
+            names = (target.username,) if target.username else ()
+            replies.append(wire.send(("AUTH", *names, target.password)))
+        if target.db:
+            replies.append(wire.send(("SELECT", target.db)))
+        replies.append(wire.send(("PING",)))  # answers LOADING until the books are read
+        replies.extend(wire.send(("SCRIPT", "LOAD", s.source)) for s in self._scripts)
+        for result in await asyncio.gather(*replies, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
