@@ -105,7 +105,7 @@ def window_at(period: Period, zone: str, now_s: float) -> Window:
     tz = ZoneInfo(check_zone(zone))
     try:
         day = first(datetime.fromtimestamp(now_s, tz).date())
-    except (OverflowError, OSError) as error:
+    except (OverflowError, OSError, ValueError) as error:
         raise ValueError(f"{now_s} is not a moment of the calendar") from error
     # The local date alone is not enough: it may jump back when the clock is put back.
     if now_s >= _midnight_s(following(day), tz):
