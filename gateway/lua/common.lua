@@ -10,8 +10,8 @@
 local MAX = 9007199254740991
 
 local function whole(digits, what)
-  if type(digits) ~= 'string' or #digits > 16 or not string.match(digits, '^%d+$') then
-    error('BOOKS ' .. what .. ' is not a whole number')
+  if not string.match(digits, '^%d+$') or #digits > 16 or string.match(digits, '^0%d') then
+    error('BOOKS ' .. what .. ' is not a plain whole number')
   end
   local value = tonumber(digits)
   if value > MAX then
@@ -50,7 +50,7 @@ end
 -- the draft and remembers the outcome until `forget` (ms). The caller writes the row.
 local function resolve(k, id, hold, state, posted, forget)
   local figures = {}
-  local minus = '-' .. hold[2]
+  local minus = hold[2] == '0' and '0' or '-' .. hold[2] -- HINCRBY does not take "-0"
   for i = 3, #hold do
     figures[#figures + 1] = redis.call('HINCRBY', k.counters, hold[i] .. '|p', posted)
     figures[#figures + 1] = redis.call('HINCRBY', k.counters, hold[i] .. '|h', minus)
