@@ -1,0 +1,79 @@
+"""What importing does: every module can be, and the gateway brings nothing heavy along."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.arch.code import ROOT, sources
+
+# What a process that only serves must not have in memory: torch alone is 200 MB.
+HEAVY = ("torch", "transformers", "tokenizers", "numpy", "volcenginesdkarkruntime", "openai")
+
+# Commands of the developer's and newcomer's machine, where the worker is installed anyway.
+AND_WORKER = {
+    "gateway.commands.demo": "draws the pictures of its tour with the generator of nano",
+    "gateway.tour": "the same",
+}
+
+
+def _python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4_000:]
+    return done.stdout
+
+
+def _imports(modules: list[str]) -> list[str]:
+    """Import each module in a fresh process; which modules are then in memory."""
+    return list(
+        json.loads(
+            _python(
+                "import importlib, json, sys\n"
+                f"for name in {modules!r}:\n"
+                "    try:\n"
+                "        importlib.import_module(name)\n"
+                "    except BaseException as error:\n"
+                "        raise SystemExit(f'{name}: {type(error).__name__}: {error}')\n"
+                "print(json.dumps(sorted(sys.modules)))"
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("package", ["policies", "backends", "gateway"])
+def test_every_module_can_be_imported(package: str) -> None:
+    modules = [source.module for source in sources(package)]
+    assert set(modules) <= set(_imports(modules))
+
+
+def test_each_gateway_module_can_be_the_first_one_imported() -> None:
+    """A cycle shows only when the wrong one of two modules is imported first."""
+    modules = [source.module for source in sources("gateway", "policies")]
+    _python(
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    for known in [m for m in sys.modules if m.split('.')[0] in "
+        "('gateway', 'policies', 'backends')]:\n"
+        "        del sys.modules[known]\n"
+        "    importlib.import_module(name)\n"
+    )
+
+
+def test_the_gateway_brings_neither_torch_nor_the_vendor_sdk() -> None:
+    modules = [s.module for s in sources("gateway", "policies") if s.module not in AND_WORKER]
+    modules += [
+        source.module
+        for source in sources("backends")
+        if not source.module.startswith(("backends.glm.", "backends.ark.emulator"))
+    ]
+    loaded = {name.split(".")[0] for name in _imports(modules)}
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_that_test_can_see_a_heavy_module() -> None:
+    assert "numpy" in _imports(["numpy", "json"])
