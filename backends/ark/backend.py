@@ -22,7 +22,7 @@ from backends.base import Billed, Call, Event, Failure, Kind
 from backends.chunks import read_body, read_event
 from backends.egress import Egress, Wire
 from backends.sse import SseError, SseParser, data_of
-from policies.types import CloudPermit, Usage
+from policies.types import STRICTEST, CloudPermit, Usage
 
 # A whole answer: 65,536 tokens with reasoning are under 2 MB; nothing sensible is longer.
 BODY_BYTES_MAX = 32 * 1024 * 1024
@@ -68,6 +68,8 @@ class ArkBackend:
         permit = call.permit
         if not isinstance(permit, CloudPermit) or permit.request_id != call.request_id:
             raise PermissionError("no permit to send this request to the cloud")
+        if permit.level >= STRICTEST:  # nobody makes such a permit; if somebody does, it is void
+            raise PermissionError("data of the strictest label never leaves")
         model = self._models.get(call.chat.model) or model_of(call.chat.model)
         body = dialect.encode(call, model)
         wire = await self._egress.open(

@@ -14,6 +14,7 @@ import uvloop
 from backends.ark.emulator.server import Emulator
 from backends.ark.emulator.settings import Settings, SettingsError, load
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EPILOG = """\
 examples
   %(prog)s                                 answers at http://127.0.0.1:18080/api/v3
@@ -59,8 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    called = sys.argv[0]  # `yuzui ark-emulator` sets it; with -m it is the path of this file
     parser = argparse.ArgumentParser(
-        prog="ark-emulator",
+        prog=called if called.startswith("yuzui ") else "python -m backends.ark.emulator",
         description="A server that behaves as Volcano Engine Ark is documented to. It needs no "
         "key and no network, and everything it answers is marked as emulated.",
         epilog=_EPILOG,
@@ -128,6 +130,8 @@ async def _run(settings: Settings) -> None:
             f"ark-emulator: clients use base URL {url} and any key; answers are made up. "
             f"--help shows how to inject faults.\n"
         )
+        if settings.host not in _LOOPBACK:
+            sys.stderr.write("ark-emulator: others can reach it, and /emulator has no key.\n")
         await stop.wait()
     finally:
         await emulator.close()

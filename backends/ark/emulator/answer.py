@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from backends.ark.emulator.asked import Asked, seal, words_in
+from backends.ark.emulator.asked import Asked, seal
 from backends.ark.emulator.faults import Fault
 from backends.ark.emulator.settings import Settings
-from backends.ark.emulator.tokens import pieces
+from backends.ark.emulator.tokens import is_chinese, pieces, words_in
 
 DEFAULT_MAX_TOKENS = 4096  # of the visible answer, when no limit is given
 SUMMARY_SHARE = 4  # a summary shows one token for so many of the reasoning
@@ -120,7 +120,7 @@ def sentence(asked: Asked) -> str:
     """What was seen, in the language of the last message."""
     sizes = ", ".join(f"{width}x{height}" for width, height in asked.picture_sizes)
     words = words_in(asked.last_text)
-    if any("\u4e00" <= char <= "\u9fff" for char in asked.last_text):
+    if is_chinese(asked.last_text):
         seen = f"{len(asked.picture_sizes)} 张图片（{sizes}）" if sizes else "没有图片"
         return (
             f"这是模拟回答，并非真实模型：鱼嘴方舟模拟器代替 {asked.target.served} 收到 "

@@ -15,7 +15,7 @@ import msgspec
 from backends.ark.emulator import pictures
 from backends.ark.emulator.faults import Refused
 from backends.ark.emulator.settings import Settings
-from backends.ark.emulator.tokens import MESSAGE_TOKENS, count, prefix_hashes
+from backends.ark.emulator.tokens import MESSAGE_TOKENS, prefix_hashes
 from backends.ark.models import CATALOGUE, COMPLETION_TOKENS_MAX, ArkModel, Thinks, model_of
 from policies.types import Capability
 
@@ -353,10 +353,3 @@ def seal_holds(sealed: Any, seed: int) -> bool:
 
 def _mac(nonce: str, seed: int) -> str:
     return blake2b(nonce.encode(), key=str(seed).encode(), digest_size=16).hexdigest()
-
-
-def words_in(text: str) -> int:
-    """Words of a text as people count them: a Chinese character counts as one."""
-    return sum(1 for word in text.split() if word.isascii()) + sum(
-        count(word) for word in text.split() if not word.isascii()
-    )

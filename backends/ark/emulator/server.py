@@ -136,10 +136,11 @@ class Emulator:
         request[_ROW] = row
         try:
             response = await self._serve(request, row)
-            row.status = response.status
+            if row.state != "dropped":
+                row.status = response.status
         except Refused as refused:
             row.state, row.status, row.code = "refused", refused.status, refused.code
-            response = self._error(refused, row)
+            response = self._error(refused, row.server_id)
         except (asyncio.CancelledError, ConnectionError):
             if row.state == "open":
                 row.state = "client_left"
@@ -149,19 +150,22 @@ class Emulator:
         return response
 
     def _arrived(self, request: web.Request) -> Received:
-        now_s = self._clock()
         seq = self.books.received.count
-        tail = blake2b(str(seq).encode(), key=str(self.settings.seed).encode(), digest_size=16)
         client_id = request.headers.get(CLIENT_ID_HEADER)
         row = Received(
             seq=seq,
-            at_s=now_s,
-            server_id=f"02{int(now_s * 1000):013d}{tail.hexdigest()}",
+            at_s=self._clock(),
+            server_id=self._server_id(seq),
             client_request_id=client_id and client_id[:_ID_CHARS_MAX],
             path=request.path,
         )
         self.books.arrive(row)
         return row
+
+    def _server_id(self, seq: int) -> str:
+        """Ark's form: 02, milliseconds of the wall clock, 32 hexadecimal digits."""
+        tail = blake2b(str(seq).encode(), key=str(self.settings.seed).encode(), digest_size=16)
+        return f"02{int(self._clock() * 1000):013d}{tail.hexdigest()}"
 
     async def _serve(self, request: web.Request, row: Received) -> web.StreamResponse:
         row.account = self._account(request)
@@ -294,7 +298,7 @@ class Emulator:
             burst_code=target.known.burst_code,
         )
 
-    def _error(self, refused: Refused, row: Received) -> web.Response:
+    def _error(self, refused: Refused, server_id: str) -> web.Response:
         headers: dict[str, str] = {}
         fault = refused.fault
         if fault.retry_after_s is not None:
@@ -305,7 +309,7 @@ class Emulator:
             headers["x-should-retry"] = str(fault.should_retry).lower()
         return web.Response(
             status=refused.status,
-            body=refused.body(row.server_id),
+            body=refused.body(server_id),
             headers=headers,
             content_type="application/json",
         )
@@ -314,7 +318,7 @@ class Emulator:
         try:
             self._account(request)
         except Refused as refused:
-            return self._error(refused, self._arrived(request))
+            return self._error(refused, self._server_id(0))
         rows = []
         for name in (*CATALOGUE, *self.settings.models):
             entry = {"id": name, "object": "model", "created": _CREATED_S, "owned_by": "emulated"}

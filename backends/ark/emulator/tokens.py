@@ -16,6 +16,8 @@ MESSAGE_TOKENS = 4  # role and separators of one message; an estimate like the r
 CACHE_BLOCK_TOKENS = 128  # grain in which a prefix is recognised
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_HAN = re.compile("[\u4e00-\u9fff]")
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _PIECE = re.compile(rf"[{_CJK}]{{1,2}}| ?[A-Za-z]{{1,6}}|[0-9]{{1,3}}|\s+|.", re.DOTALL)
 
 
@@ -39,15 +41,32 @@ def prefix_hashes(parts: Iterable[tuple[str, int]]) -> tuple[list[bytes], int]:
     chain = blake2b(digest_size=16)
     filled = total = 0
     for part, weight in parts:
-        units = [(part, weight)] if weight else [(piece, 1) for piece in pieces(part)]
-        for unit, tokens in units:
-            chain.update(unit.encode("utf-8", "surrogatepass") + b"\x00")
-            total += tokens
-            filled += tokens
-            while filled >= CACHE_BLOCK_TOKENS:
-                filled -= CACHE_BLOCK_TOKENS
+        found = [] if weight else pieces(part)
+        total += weight or len(found)
+        at = 0
+        while at < len(found):  # as many pieces as still go into the block
+            taken = found[at : at + CACHE_BLOCK_TOKENS - filled]
+            chain.update("\x00".join((*taken, "")).encode("utf-8", "surrogatepass"))
+            at += len(taken)
+            filled += len(taken)
+            if filled == CACHE_BLOCK_TOKENS:
+                filled = 0
                 hashes.append(chain.digest())
+        if weight:
+            chain.update(part.encode("utf-8", "surrogatepass"))
+            blocks, filled = divmod(filled + weight, CACHE_BLOCK_TOKENS)
+            hashes.extend([chain.digest()] * blocks)
     return hashes, total
+
+
+def words_in(text: str) -> int:
+    """Words of a text as people count them: a Chinese character counts as one."""
+    return len(_WORD.findall(text))
+
+
+def is_chinese(text: str) -> bool:
+    """Whether there is a Chinese character in it."""
+    return _HAN.search(text) is not None
 
 
 class PrefixCache:

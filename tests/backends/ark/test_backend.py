@@ -86,7 +86,13 @@ async def test_cached_tokens_are_read(ark: ArkBackend) -> None:
 
 @pytest.mark.parametrize(
     "permit",
-    [None, CloudPermit(request_id="yz-2", level=Sensitivity.PUBLIC), "yes", {"request_id": "yz-1"}],
+    [
+        None,
+        CloudPermit(request_id="yz-2", level=Sensitivity.PUBLIC),
+        CloudPermit(request_id="yz-1", level=Sensitivity.SENSITIVE),
+        "yes",
+        {"request_id": "yz-1"},
+    ],
 )
 async def test_without_its_permit_nothing_leaves(
     ark: ArkBackend, emulator: Emulator, permit: object
