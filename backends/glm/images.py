@@ -55,6 +55,8 @@ def open_picture(url: str, param: str) -> Image.Image:
             picture = Image.open(io.BytesIO(raw), formats=FORMATS)
     except MemoryError:
         raise
+    except Image.DecompressionBombError:
+        raise _bad_image(f"At most {IMAGE_PIXELS_MAX:,} pixels are read.", param) from None
     except Exception:  # decoders fed with hostile bytes raise nearly anything; all mean the same
         raise _bad_image(
             f"The picture cannot be read; send one of {', '.join(FORMATS)}.", param

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,18 @@ from transformers import (
     AutoTokenizer,
 )
 
+from backends.glm.files import LoadError, check_files
 from backends.glm.images import Vision
 from backends.glm.prompt import PromptBuilder
 from backends.glm.tokenizer import GlmTokenizer, UnsupportedTokenizer
 from backends.glm.types import Sampling
-
-# One of each group must exist. Only safetensors: a pickled checkpoint runs code when it is opened.
-_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("config.json",), "copy the whole checkpoint folder"),
-    (("tokenizer.json",), "save the tokenizer with transformers' save_pretrained"),
-    (("preprocessor_config.json", "processor_config.json"), "copy it from the original checkpoint"),
-    (("model.safetensors", "model.safetensors.index.json"), "convert the weights to safetensors"),
-)
-
-
-class LoadError(Exception):
-    """The checkpoint or the device cannot serve; the message says why and what helps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A loaded checkpoint. `max_model_len`: prompt and output tokens together."""
 
-    model: Any
+    model: Any = field(repr=False)
     device: Any
     tokenizer: GlmTokenizer
     prompts: PromptBuilder
@@ -63,7 +52,7 @@ def load_checkpoint(
 
     Raises: LoadError.
     """
-    _check_files(path)
+    check_files(path)
     target = _device(device)
     config = _read(path, "config.json", AutoConfig.from_pretrained)
     fast = _read(path, "tokenizer.json", AutoTokenizer.from_pretrained)
@@ -98,14 +87,6 @@ def load_checkpoint(
         sampling=_sampling(generation),
         max_model_len=limit,
     )
-
-
-def _check_files(path: Path) -> None:
-    if not path.is_dir():
-        raise LoadError(f"{path} is not a folder. --model takes the folder of a checkpoint.")
-    for names, remedy in _FILES:
-        if not any((path / name).is_file() for name in names):
-            raise LoadError(f"{path} has no {' or '.join(names)}: {remedy}.")
 
 
 def _read(path: Path, what: str, reader: Any, **options: Any) -> Any:

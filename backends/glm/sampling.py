@@ -41,7 +41,7 @@ class Sampler:
 
     def _penalised(self, logits: Any, seen: set[int]) -> Any:
         """Repetition penalty of the CTRL paper (arXiv 1909.05858, section 4.1), prompt included."""
-        ids = torch.tensor(sorted(seen), device=logits.device)
+        ids = torch.tensor(sorted(seen), dtype=torch.long, device=logits.device)
         scores = logits[ids].float()
         penalty = self._sampling.repetition_penalty
         scores = torch.where(scores < 0, scores * penalty, scores / penalty)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from backends.glm.engine import Engine
 from backends.glm.errors import WorkerError
-from backends.glm.load import Checkpoint, LoadError, load_checkpoint
+from backends.glm.files import LoadError
+from backends.glm.load import Checkpoint, load_checkpoint
 from backends.glm.options import Options
 from backends.glm.protocol import ChatRequest, ImagePart, Message, TextPart
 from backends.glm.runner import Runner

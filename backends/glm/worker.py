@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
+from backends.glm.files import check_files
 from backends.glm.options import Options
 from backends.glm.report import Changes, LoadReporter
 from backends.glm.server import make_app
@@ -114,7 +115,7 @@ class _Worker:
             await app_runner.cleanup()
             if self._options.port_file is not None:
                 self._options.port_file.unlink(missing_ok=True)
-            if self._loader.is_alive():
+            if self._loaded is None and self._loader.is_alive():
                 # Loading cannot be interrupted, and a thread inside torch while the interpreter
                 # is taken down crashes; there is nothing to save yet.
                 os._exit(0)
@@ -127,17 +128,19 @@ class _Worker:
             raise SystemExit(1) from error
         host, port = app_runner.addresses[0][:2]
         address = f"[{host}]" if ":" in host else host
-        sys.stdout.write(json.dumps({"listening": f"http://{address}:{port}"}) + "\n")
-        sys.stdout.flush()
         if self._options.port_file is not None:
             # Written beside and renamed: a reader never sees half a number.
             draft = self._options.port_file.with_name(self._options.port_file.name + ".tmp")
             draft.write_text(f"{port}\n")
             draft.replace(self._options.port_file)
+        # After the file, so that whoever reads this line finds it.
+        sys.stdout.write(json.dumps({"listening": f"http://{address}:{port}"}) + "\n")
+        sys.stdout.flush()
 
     def _load(self) -> None:
         """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""
         try:
+            check_files(self._options.model)
             from backends.glm.startup import bring_up  # imports torch, hence not at the top
 
             self._loaded = bring_up(self._options, self._changes.notify)

@@ -50,7 +50,7 @@ PLAIN = (
     "<|end_of_box|>",
 )
 LITERALS = SPECIAL + PLAIN
-CONTEXT = 320
+CONTEXT = 2048
 MODEL_VOCABULARY = 640  # wider than the tokenizer, as in the real checkpoint
 
 # Split like the GPT-4 family, to which GLM's tokenizer belongs.
@@ -91,8 +91,8 @@ TEMPLATE = """\
 <arg_value>{{ value if value is string else value | tojson }}</arg_value>
 {% endfor %}</tool_call>{% endfor -%}
 {%- elif m.role == 'tool' -%}
-{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|observation|>{% endif %}
-<tool_response>
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|observation|>{% endif -%}
+{{ '\\n' }}<tool_response>
 {{ parts(m.content) }}
 </tool_response>
 {%- endif -%}

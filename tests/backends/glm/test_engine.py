@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import pytest
+
+from backends.glm.engine import ABORTED, Engine, Event, Failed, Finished, Job, Progress, Rate
+from backends.glm.errors import WorkerBusy, WorkerUnavailable
+from backends.glm.output import Output
+from backends.glm.types import Prompt, Sampling
+
+from .scripted import Script
+
+STOP = 0
+PROMPT = Prompt(ids=[7] * 10, image_token_id=-1, pixels=None, thinking="closed")
+WAIT_S = 20
+
+
+class Inbox:
+    """The events of one job."""
+
+    def __init__(self) -> None:
+        self._events: queue.Queue[Event] = queue.Queue()
+        self.emit = self._events.put
+
+    def next(self) -> Event:
+        return self._events.get(timeout=WAIT_S)
+
+    def last(self) -> tuple[str, Event]:
+        """All text, and the event after which there is none."""
+        text = ""
+        while isinstance(event := self.next(), Progress):
+            text += "".join(delta.text for delta in event.deltas)
+        if isinstance(event, Finished):
+            text += "".join(delta.text for delta in event.deltas)
+        return text, event
+
+    @property
+    def empty(self) -> bool:
+        return self._events.empty()
+
+
+def job(inbox: Inbox, *, max_tokens: int = 100, stops: tuple[str, ...] = ()) -> Job:
+    return Job(
+        prompt=PROMPT,
+        sampling=Sampling(),
+        stop_ids=frozenset({STOP}),
+        max_tokens=max_tokens,
+        output=Output(lambda i: bytes([i]), think_ids=(None, None), thinking="closed", stops=stops),
+        emit=inbox.emit,
+    )
+
+
+class Bench:
+    """An engine over a script, stopped at the end of the test."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+        self.changes: queue.Queue[None] = queue.Queue()
+
+    def start(self, script: Script, queue_limit: int = 2) -> Engine:
+        engine = Engine(
+            script,
+            queue_limit=queue_limit,
+            kv_tokens_total=64,
+            on_change=lambda: self.changes.put(None),
+        )
+        engine.start()
+        self.engines.append(engine)
+        return engine
+
+    def counts(self, engine: Engine, running: int, waiting: int) -> None:
+        """Wait until the engine reports these counts."""
+        while (engine.load().running, engine.load().waiting) != (running, waiting):
+            self.changes.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    for engine in made.engines:
+        engine.stop(WAIT_S)
+        assert not engine._thread.is_alive()
+
+
+def test_until_a_stop_id(bench: Bench) -> None:
+    engine, inbox = bench.start(Script([*b"Hello", STOP])), Inbox()
+    engine.submit(engine.admit(), job(inbox))
+    text, end = inbox.last()
+    assert isinstance(end, Finished)
+    assert (text, end.reason, end.completion_tokens) == ("Hello", "stop", 6)
+    bench.counts(engine, 0, 0)
+
+
+def test_until_the_token_limit(bench: Bench) -> None:
+    engine, inbox = bench.start(Script(b"Hello")), Inbox()
+    engine.submit(engine.admit(), job(inbox, max_tokens=3))
+    text, end = inbox.last()
+    assert isinstance(end, Finished)
+    assert (text, end.reason, end.completion_tokens) == ("Hel", "length", 3)
+
+
+def test_until_a_stop_string_and_no_step_further(bench: Bench) -> None:
+    script = Script(b"one END two")
+    engine, inbox = bench.start(script), Inbox()
+    engine.submit(engine.admit(), job(inbox, stops=("END",)))
+    text, end = inbox.last()
+    assert isinstance(end, Finished)
+    assert (text, end.reason, end.completion_tokens, script.steps) == ("one ", "stop", 7, 7)
+
+
+def test_one_runs_and_the_others_wait_in_order(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine = bench.start(script)
+    inboxes = [Inbox() for _ in range(3)]
+    for inbox in inboxes:
+        engine.submit(engine.admit(), job(inbox, max_tokens=2))
+    bench.counts(engine, 1, 2)
+    for done, inbox in enumerate(inboxes, start=1):
+        script.allow(2)
+        assert inbox.last()[0] == "ab"
+        assert all(other.empty for other in inboxes[done + 1 :])
+    bench.counts(engine, 0, 0)
+
+
+def test_a_full_queue_says_when_to_come_back(bench: Bench) -> None:
+    script = Script(b"a", gated=True)
+    engine = bench.start(script, queue_limit=1)
+    tickets = [engine.admit(), engine.admit()]  # being prepared counts as waiting
+    assert (engine.load().running, engine.load().waiting) == (0, 2)
+    with pytest.raises(WorkerBusy) as caught:
+        engine.admit()
+    assert caught.value.status == 503
+    assert caught.value.retry_after_s == 1
+    engine.abort(tickets[0])
+    engine.abort(engine.admit())
+
+
+def test_retry_after_grows_with_the_measured_turn(bench: Bench) -> None:
+    engine = bench.start(Script(b"a"), queue_limit=0)
+    engine.observe(100, 2.0, 50, 9.5)
+    engine.admit()
+    with pytest.raises(WorkerBusy) as caught:
+        engine.admit()
+    assert caught.value.retry_after_s == 12
+
+
+def test_abort_while_running_takes_effect_after_the_step_that_runs(bench: Bench) -> None:
+    script = Script(b"abcdef", gated=True)
+    engine, inbox, following = bench.start(script), Inbox(), Inbox()
+    ticket = engine.admit()
+    engine.submit(ticket, job(inbox))
+    engine.submit(engine.admit(), job(following, max_tokens=1))
+    script.allow(2)
+    for _ in range(3):
+        script.entered.acquire(timeout=WAIT_S)  # the third step has begun
+    engine.abort(ticket)
+    script.allow(1)  # lets that step end
+    assert inbox.last()[1] is ABORTED
+    script.entered.acquire(timeout=WAIT_S)  # the next step belongs to the one who waited
+    assert script.steps == 3
+    script.allow(1)
+    assert following.last()[0] == "a"
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+def test_abort_while_waiting(bench: Bench, submitted: bool) -> None:
+    script = Script(b"ab", gated=True)
+    engine, first, second = bench.start(script), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(first, max_tokens=2))
+    bench.counts(engine, 1, 0)
+    ticket = engine.admit()
+    if submitted:
+        engine.submit(ticket, job(second))
+    engine.abort(ticket)
+    assert engine.load().waiting == 0
+    if not submitted:
+        engine.submit(ticket, job(second))  # prepared too late
+    assert second.next() is ABORTED
+    engine.abort(ticket)  # a second time: harmless
+    script.allow(2)
+    assert first.last()[0] == "ab"
+    bench.counts(engine, 0, 0)
+    assert script.steps == 2
+
+
+@pytest.mark.parametrize("fail_at", [0, 2])
+def test_a_broken_generation_does_not_end_the_engine(bench: Bench, fail_at: int) -> None:
+    engine, broken, good = bench.start(Script(b"abc", fail_at=fail_at)), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(broken))
+    _, end = broken.last()
+    assert isinstance(end, Failed)
+    assert not end.aborted
+    assert "the device caught fire" in end.detail
+    engine.submit(engine.admit(), job(good, max_tokens=fail_at))
+    end = good.last()[1]
+    assert isinstance(end, Failed if fail_at == 0 else Finished)
+    bench.counts(engine, 0, 0)
+
+
+def test_draining_serves_those_inside_and_nobody_else(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine, inbox = bench.start(script), Inbox()
+    engine.submit(engine.admit(), job(inbox, max_tokens=2))
+    engine.drain()
+    with pytest.raises(WorkerUnavailable) as caught:
+        engine.admit()
+    assert (caught.value.status, caught.value.code) == (503, "worker_draining")
+    script.allow(2)
+    assert isinstance(inbox.last()[1], Finished)
+
+
+def test_stopping_tells_everybody(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine, running, waiting = bench.start(script), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(running))
+    bench.counts(engine, 1, 0)
+    engine.submit(engine.admit(), job(waiting))
+    script.allow(1)
+    script.entered.acquire(timeout=WAIT_S)
+    script.entered.acquire(timeout=WAIT_S)  # inside the second step
+    script.allow(1)
+    engine.stop(WAIT_S)
+    assert waiting.last()[1] is ABORTED
+    assert running.last()[1] is ABORTED
+
+
+def test_cache_use_is_reported_while_a_request_runs(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine, inbox = bench.start(script), Inbox()
+    engine.submit(engine.admit(), job(inbox, max_tokens=2))
+    script.allow(1)
+    assert isinstance(inbox.next(), Progress)
+    assert (engine.load().kv_tokens_used, engine.load().kv_tokens_total) == (11, 64)
+    script.allow(1)
+    inbox.last()
+    assert engine.load().kv_tokens_used == 0
+
+
+def test_speeds_are_measured_and_short_answers_do_not_count_as_decoding(bench: Bench) -> None:
+    engine = bench.start(Script(b"a"))
+    assert engine.load().decode_tokens_per_s == 0.0
+    engine.observe(100, 0.5, 2, 0.0001)
+    assert (engine.load().prefill_tokens_per_s, engine.load().decode_tokens_per_s) == (200.0, 0.0)
+    engine.observe(100, 0.5, 11, 2.0)
+    assert engine.load().decode_tokens_per_s == 5.0
+
+
+def test_a_rate_weighs_requests_by_their_size() -> None:
+    rate = Rate()
+    rate.add(1000, 1.0)
+    rate.add(5, 0.05)  # 100 a second: mostly overhead
+    assert 900 < rate.per_second < 1000
