@@ -11,18 +11,38 @@ from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
+from policies.latency import Forecast, occupancy
+from policies.types import WorkerState
+
 T = TypeVar("T")
+
+
+def load(worker: WorkerState, forecast: Forecast) -> float:
+    """How much a worker has to do, to compare it with others: the predicted time, and the more of
+    it the more of its slots are taken (a batch shares one engine). Equal workers thus fill evenly.
+    """
+    return forecast.finish_ms * (1.0 + occupancy(worker) / max(1, worker.slots))
 
 
 def order(scored: Sequence[tuple[float, str, T]], rng: Random) -> list[T]:
     """Targets in the order in which to try them.
 
-    scored: (load, name, target); the lesser load wins, names break ties. The first place goes to
-    the better of two drawn at random; the others follow by load.
+    scored: (load, name, target); the lesser load wins. Among equals names decide, but a worker
+    with nothing to do is drawn first as often as any other. The first place goes to the better of
+    two drawn at random; the others follow by load.
     """
-    ranked = sorted(scored, key=lambda row: row[:2])
-    if len(ranked) <= 2:
-        return [target for _, _, target in ranked]
-    first = min(rng.sample(range(len(ranked)), 2))
-    ranked.insert(0, ranked.pop(first))
+    count = len(scored)
+    if count == 1:
+        return [scored[0][2]]
+    ranked = sorted(scored, key=_by_load)
+    if count > 1:
+        # random() and not sample(): this stands in the way of every request
+        one, other = int(rng.random() * count), int(rng.random() * (count - 1))
+        other += other >= one
+        first = one if ranked[one][0] <= ranked[other][0] else other
+        ranked.insert(0, ranked.pop(first))
     return [target for _, _, target in ranked]
+
+
+def _by_load(row: tuple[float, str, object]) -> tuple[float, str]:
+    return row[0], row[1]

@@ -50,7 +50,7 @@ def of_worker(worker: WorkerState, facts: Facts, prompt_tokens: int) -> Forecast
         output = _mean(worker.in_flight_output_tokens, worker.in_flight, facts.output_tokens_likely)
         prompt = _mean(worker.in_flight_prompt_tokens, worker.in_flight, prompt_tokens)
         service_ms = 1000.0 * (output / decode + prompt / prefill)
-        queued_ms = ahead * service_ms / worker.slots
+        queued_ms = ahead * service_ms / max(1, worker.slots)
     ttft_ms = queued_ms + own_prefill_ms + 1000.0 / decode
     return Forecast(ttft_ms=ttft_ms, finish_ms=ttft_ms + own_decode_ms, queued_ms=queued_ms)
 

@@ -11,11 +11,10 @@ name, so the same arguments always give the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from policies import balance, sensitivity
-from policies.price import Unpriced, quote
 from policies.types import (
     Attempt,
     CloudPermit,
@@ -28,9 +27,21 @@ from policies.types import (
     Snapshot,
     Why,
 )
-from policies.weigh import Route, Rules, Weighed, attempt_scopes, weigh_clouds, weigh_worker
+from policies.weigh import (
+    NO_FORECAST,
+    Funds,
+    Rules,
+    Weighed,
+    funds_of,
+    weigh_clouds,
+    weigh_worker,
+)
 
 RETRY_AFTER_S = 1  # a slot falls free within seconds
+
+# What may be otherwise in a moment, and what will not.
+_PASSING = frozenset({"full", "draining", "down", "breaker_open", "rate_limited"})
+_LASTING = frozenset({"unfit", "remote_image", "unpriced"})
 
 
 def plan(
@@ -44,43 +55,31 @@ def plan(
             facts, (), Reason.MODEL_UNKNOWN, f"no model {facts.model!r}; known: {known}", None
         )
     permit = sensitivity.permit(facts)
-    pool = [weigh_worker(facts, worker, route, snapshot, rules) for worker in snapshot.workers]
-    clouds = weigh_clouds(facts, route, permit, snapshot, rules, now_s)
+    here, there = (funds_of(facts, site, snapshot) for site in (Site.LOCAL, Site.CLOUD))
+    pool = [weigh_worker(facts, worker, route, here, rules) for worker in snapshot.workers]
+    clouds = weigh_clouds(facts, route, permit, snapshot, there, rules, now_s)
 
-    local = balance.order(
-        [(w.forecast.finish_ms, w.target, w) for w in pool if not w.verdict and w.forecast], rng
-    )
-    cloud = sorted(
-        (w for w in clouds if not w.verdict and w.forecast),
-        key=lambda w: (w.forecast.ttft_ms if w.forecast else 0.0, w.hold_nano, w.target),
-    )
+    target_ms = _target_ms(facts, rules)
+    local = _order_workers(pool, target_ms, rng)
+    # in the order of the route, but a model that would be late gives way to those that are not
+    cloud = [w for w in clouds if not w.verdict]
+    cloud.sort(key=lambda w: w.forecast.ttft_ms > target_ms)
     if not local and not cloud:
         return _no_target(facts, permit, pool, clouds)
 
-    local_first = _local_first(facts, local, cloud, rules)
-    ordered = [*local, *cloud] if local_first else [*cloud, *local]
-    reason = (
-        _why_local(facts, permit, local[0], clouds, snapshot, rules)
-        if local_first
-        else _why_cloud(facts, pool, local)
-    )
-    reference = _reference_nano(facts, route, rules)
+    if _local_first(local, cloud, target_ms):
+        reason = _why_local(facts, permit, local[0], clouds, snapshot, target_ms)
+        ordered = _alternated(local, cloud, rules.attempts_max)
+    else:
+        reason = _why_cloud(facts, pool, local)
+        ordered = _alternated(cloud, local, rules.attempts_max)
     attempts = tuple(
-        _attempt(facts, w, reason if i == 0 else Reason.FALLBACK, permit, reference)
-        for i, w in enumerate(ordered[: rules.attempts_max])
+        [
+            _attempt(w, Reason.FALLBACK if i else reason, permit, here, there)
+            for i, w in enumerate(ordered)
+        ]
     )
-    return Plan(attempts=attempts, why=_why(facts, reason, [*pool, *clouds], attempts))
-
-
-def _local_first(
-    facts: Facts, local: Sequence[Weighed], cloud: Sequence[Weighed], rules: Rules
-) -> bool:
-    if not local or not cloud:
-        return bool(local)
-    here, there = local[0].forecast, cloud[0].forecast
-    assert here is not None
-    assert there is not None
-    return here.ttft_ms <= _target_ms(facts, rules) or here.ttft_ms <= there.ttft_ms
+    return Plan(attempts=attempts, why=_why(facts, reason, [*pool, *clouds], ordered[0]))
 
 
 def _target_ms(facts: Facts, rules: Rules) -> float:
@@ -89,29 +88,55 @@ def _target_ms(facts: Facts, rules: Rules) -> float:
     return rules.ttft_target_ms[facts.slo]
 
 
+def _order_workers(pool: Sequence[Weighed], target_ms: float, rng: Random) -> list[Weighed]:
+    """Those that answer in time stand before those that do not; within each, two choices."""
+    in_time: list[tuple[float, str, Weighed]] = []
+    late: list[tuple[float, str, Weighed]] = []
+    for w in pool:
+        if not w.verdict:
+            scored = (w.load, w.target, w)
+            (in_time if w.forecast.ttft_ms <= target_ms else late).append(scored)
+    return balance.order(in_time, rng) + balance.order(late, rng)
+
+
+def _local_first(local: Sequence[Weighed], cloud: Sequence[Weighed], target_ms: float) -> bool:
+    if not local or not cloud:
+        return bool(local)
+    ttft_ms = local[0].forecast.ttft_ms
+    return ttft_ms <= target_ms or ttft_ms <= cloud[0].forecast.ttft_ms
+
+
+def _alternated(first: list[Weighed], other: list[Weighed], attempts_max: int) -> list[Weighed]:
+    """The last attempt is for the other side, as far as it has one: what makes all of a side fail
+    (a cable, an account) shall not make the request fail."""
+    keep = max(1, attempts_max - 1)
+    return [*first[:keep], *other, *first[keep:]][:attempts_max]
+
+
 def _why_local(
     facts: Facts,
     permit: CloudPermit | None,
     best: Weighed,
     clouds: Sequence[Weighed],
     snapshot: Snapshot,
-    rules: Rules,
+    target_ms: float,
 ) -> Reason:
     if permit is None:
         return Reason.PINNED
     if facts.side is Site.LOCAL:
         return Reason.LOCAL_ASKED
-    assert best.forecast is not None
-    if best.forecast.ttft_ms <= _target_ms(facts, rules):
+    if best.forecast.ttft_ms <= target_ms:
         return Reason.LOCAL_FITS
     if not snapshot.cloud_enabled:
         return Reason.CLOUD_OFF
     verdicts = {w.verdict for w in clouds}
+    if "" in verdicts:
+        return Reason.LOCAL_FITS  # late, and still sooner than the cloud
     if "over_budget" in verdicts:
         return Reason.CLOUD_BUDGET
-    if verdicts & {"breaker_open", "rate_limited"}:
+    if verdicts & _PASSING:
         return Reason.CLOUD_BREAKER
-    return Reason.LOCAL_FITS if "" in verdicts else Reason.CLOUD_UNFIT
+    return Reason.CLOUD_UNFIT
 
 
 def _why_cloud(facts: Facts, pool: Sequence[Weighed], local: Sequence[Weighed]) -> Reason:
@@ -120,30 +145,26 @@ def _why_cloud(facts: Facts, pool: Sequence[Weighed], local: Sequence[Weighed]) 
     if local:
         return Reason.DEADLINE if facts.deadline_ms is not None else Reason.POOL_FULL
     verdicts = {w.verdict for w in pool}
-    if verdicts & {"full", "over_budget"}:
+    if "full" in verdicts:
         return Reason.POOL_FULL
-    if verdicts & {"unfit", "remote_image"}:
+    if "over_budget" in verdicts:
+        return Reason.LOCAL_BUDGET
+    if verdicts & _LASTING or verdicts == {"other_model"}:
         return Reason.LOCAL_UNFIT
     return Reason.POOL_DOWN
 
 
 def _attempt(
-    facts: Facts,
-    weighed: Weighed,
-    reason: Reason,
-    permit: CloudPermit | None,
-    reference_nano: int | None,
+    weighed: Weighed, reason: Reason, permit: CloudPermit | None, here: Funds, there: Funds
 ) -> Attempt:
-    assert weighed.forecast is not None
-    assert permit is not None or weighed.site is Site.LOCAL
     cloud = weighed.site is Site.CLOUD
+    assert permit is not None or not cloud
     return Attempt(
         site=weighed.site,
         target=weighed.target,
         reason=reason,
         hold_nano=weighed.hold_nano,
-        scopes=attempt_scopes(facts, weighed.site),
-        cloud_nano=None if cloud else reference_nano,
+        scopes=there.scopes if cloud else here.scopes,
         ttft_ms=weighed.forecast.ttft_ms,
         finish_ms=weighed.forecast.finish_ms,
         permit=permit if cloud else None,
@@ -151,46 +172,27 @@ def _attempt(
     )
 
 
-def _reference_nano(facts: Facts, route: Route, rules: Rules) -> int | None:
-    """What the likely answer would cost in the cloud; None when no model of the route is priced."""
-    for model in route.cloud:
-        try:
-            return quote(
-                rules.prices,
-                model,
-                prompt_tokens_max=facts.prompt_tokens_likely,
-                output_tokens_max=facts.output_tokens_likely,
-            ).nano
-        except Unpriced:
-            continue
-    return None
-
-
 def _why(
-    facts: Facts, reason: Reason, weighed: Iterable[Weighed], attempts: Sequence[Attempt] = ()
+    facts: Facts, reason: Reason, weighed: Sequence[Weighed], chosen: Weighed | None = None
 ) -> Why:
-    place = {attempt.target: i for i, attempt in enumerate(attempts)}
-
-    def verdict(w: Weighed) -> str:
-        if w.verdict:
-            return w.verdict
-        return "chosen" if place.get(w.target) == 0 else "next"
-
+    considered = []
+    for w in weighed:
+        known = w.forecast is not NO_FORECAST
+        considered.append(
+            Considered(
+                site=w.site,
+                target=w.target,
+                verdict=w.verdict or ("chosen" if w is chosen else "next"),
+                ttft_ms=w.forecast.ttft_ms if known else None,
+                finish_ms=w.forecast.finish_ms if known else None,
+                hold_nano=w.hold_nano if known else None,
+            )
+        )
     return Why(
         reason=reason,
         label=facts.label,
         deadline_ms=facts.deadline_ms,
-        considered=tuple(
-            Considered(
-                site=w.site,
-                target=w.target,
-                verdict=verdict(w),
-                ttft_ms=w.forecast.ttft_ms if w.forecast else None,
-                finish_ms=w.forecast.finish_ms if w.forecast else None,
-                hold_nano=w.hold_nano or None,
-            )
-            for w in weighed
-        ),
+        considered=tuple(considered),
     )
 
 
@@ -205,29 +207,30 @@ def _no_target(
     if permit is None and facts.side is Site.CLOUD:
         text = f"the request is {facts.label.level.name.lower()}: it may not go to the cloud"
         return _refuse(facts, weighed, Reason.SIDE_FORBIDDEN, text, None)
-    if "remote_image" in verdicts and verdicts <= {"remote_image", "label", "side"}:
-        text = "pictures must be data: URLs: nothing here fetches one from a web address"
+    if facts.side is Site.CLOUD and not clouds:
+        text = "no cloud model stands behind this name here"
         return _refuse(facts, weighed, Reason.UNFIT, text, None)
-    if "over_budget" in verdicts:
+    passing = bool(verdicts & _PASSING)
+    if "over_budget" in verdicts and not passing:
         text = "the budget that this request draws on is exhausted"
         return _refuse(facts, weighed, Reason.BUDGET_EXHAUSTED, text, None)
-    if (
-        verdicts
-        and verdicts <= {"unfit", "label", "side", "other_model", "unpriced"}
-        and ("unfit" in verdicts)
-    ):
+    if verdicts & _LASTING and not passing:
         text = "no model behind this name can do what the request asks, or its context is too short"
+        if "remote_image" in verdicts:
+            text = "pictures must be data: URLs: nothing here fetches one from a web address"
         return _refuse(facts, weighed, Reason.UNFIT, text, None)
     if permit is None:
         text = "the request must stay on the premises and no local worker can take it now"
         return _refuse(facts, weighed, Reason.SENSITIVE_LOCAL_UNAVAILABLE, text, RETRY_AFTER_S)
     text = "no worker and no cloud model can take the request now"
+    if "over_budget" in verdicts:
+        text += ", and a budget that it draws on is exhausted"
     return _refuse(facts, weighed, Reason.NO_CAPACITY, text, RETRY_AFTER_S)
 
 
 def _refuse(
     facts: Facts,
-    weighed: Iterable[Weighed],
+    weighed: Sequence[Weighed],
     reason: Reason,
     message: str,
     retry_after_s: int | None,

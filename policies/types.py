@@ -75,6 +75,7 @@ class Reason(StrEnum):
     POOL_DOWN = "pool_down"  # no worker is fit to be asked
     CLOUD_ASKED = "cloud_asked"
     LOCAL_UNFIT = "local_unfit"  # no local model can do what the request asks
+    LOCAL_BUDGET = "local_budget_exhausted"  # a budget for the pool has no money left
     # either
     FALLBACK = "fallback"  # an earlier attempt of the same plan failed
     # refusals
@@ -236,7 +237,6 @@ class Attempt(Value, frozen=True, kw_only=True):
     reason: Reason
     hold_nano: int  # upper bound: the amount that is reserved
     scopes: tuple[str, ...]  # every budget scope that this attempt draws on
-    cloud_nano: int | None  # expected cost in the cloud: what a local answer saves
     ttft_ms: float  # predicted
     finish_ms: float  # predicted
     permit: CloudPermit | None = None

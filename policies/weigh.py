@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
-from policies import latency, tokens
+from policies import balance, latency, tokens
 from policies.price import LocalRate, PriceCard, Unpriced, local_cost, quote
 from policies.types import (
+    MONEY_NANO_MAX,
     BreakerState,
-    BudgetView,
     Capability,
     CloudPermit,
     CloudState,
@@ -55,19 +55,47 @@ class Rules(Value, frozen=True, kw_only=True):
     local_total_s: float = 300.0
 
 
+NO_FORECAST = latency.Forecast(ttft_ms=0.0, finish_ms=0.0)  # of a target that is not asked
+_BACKEND_SCOPE = {site: f"backend:{site.value}" for site in Site}
+
+
 class Weighed(Value, frozen=True, kw_only=True):
-    """One target after filtering and pricing; `verdict` is "" when it may be asked."""
+    """One target after filtering and pricing; `verdict` is "" when it may be asked, and only then
+    the rest has a meaning. load: to compare workers."""
 
     site: Site
     target: str
     verdict: str
-    forecast: latency.Forecast | None = None
+    forecast: latency.Forecast = NO_FORECAST
     hold_nano: int = 0
+    load: float = 0.0
     slots: int = 1
 
 
+class Funds(Value, frozen=True, kw_only=True):
+    """Every budget scope that an attempt at one site draws on, and the least that is left of them.
+
+    left_nano: what is posted is taken off; it never shrinks within a period, so an attempt that
+               does not fit in here certainly cannot be paid. What is held is not: it may be freed
+               any moment, so whether it leaves room is for the ledger to say.
+    """
+
+    scopes: tuple[str, ...]
+    left_nano: int
+
+
+def funds_of(facts: Facts, site: Site, snapshot: Snapshot) -> Funds:
+    scopes = (*facts.scopes, f"model:{facts.model}", _BACKEND_SCOPE[site])
+    left_nano = MONEY_NANO_MAX
+    if snapshot.budgets:
+        for scope in scopes:
+            for view in snapshot.budgets.get(scope, ()):
+                left_nano = min(left_nano, view.limit_nano - view.posted_nano)
+    return Funds(scopes=scopes, left_nano=left_nano)
+
+
 def weigh_worker(
-    facts: Facts, worker: WorkerState, route: Route, snapshot: Snapshot, rules: Rules
+    facts: Facts, worker: WorkerState, route: Route, funds: Funds, rules: Rules
 ) -> Weighed:
     images = local_image_tokens(worker.traits, facts)
     verdict = "unfit" if images is None else _worker_verdict(facts, worker, route, images)
@@ -75,13 +103,13 @@ def weigh_worker(
         return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
     forecast = latency.of_worker(worker, facts, facts.prompt_tokens_likely + images)
     hold_nano = _local_hold(facts, worker, images, rules)
-    scopes = attempt_scopes(facts, Site.LOCAL)
     return Weighed(
         site=Site.LOCAL,
         target=worker.id,
-        verdict="over_budget" if _over_budget(scopes, hold_nano, snapshot.budgets) else "",
+        verdict="" if hold_nano <= funds.left_nano else "over_budget",
         forecast=forecast,
         hold_nano=hold_nano,
+        load=balance.load(worker, forecast),
         slots=worker.slots,
     )
 
@@ -109,14 +137,16 @@ def weigh_clouds(
     route: Route,
     permit: CloudPermit | None,
     snapshot: Snapshot,
+    funds: Funds,
     rules: Rules,
     now_s: float,
 ) -> list[Weighed]:
+    """The cloud models of a route, in its order."""
     if not snapshot.cloud_enabled:
         return []
     known = {cloud.model: cloud for cloud in snapshot.clouds}
     return [
-        _weigh_cloud(facts, known[model], permit, snapshot, rules, now_s)
+        _weigh_cloud(facts, known[model], permit, funds, rules, now_s)
         for model in route.cloud
         if model in known
     ]
@@ -126,7 +156,7 @@ def _weigh_cloud(
     facts: Facts,
     cloud: CloudState,
     permit: CloudPermit | None,
-    snapshot: Snapshot,
+    funds: Funds,
     rules: Rules,
     now_s: float,
 ) -> Weighed:
@@ -153,11 +183,10 @@ def _weigh_cloud(
         )
     except Unpriced:
         return no("unpriced")
-    scopes = attempt_scopes(facts, Site.CLOUD)
     return Weighed(
         site=Site.CLOUD,
         target=cloud.model,
-        verdict="over_budget" if _over_budget(scopes, bound.nano, snapshot.budgets) else "",
+        verdict="" if bound.nano <= funds.left_nano else "over_budget",
         forecast=latency.of_cloud(cloud, facts),
         hold_nano=bound.nano,
     )
@@ -189,6 +218,8 @@ def slot_cost(rules: Rules, slots: int, slot_ms: int) -> int:
 
 def local_image_tokens(traits: ModelTraits, facts: Facts) -> int | None:
     """Tokens of all pictures by GLM's rule; None when its processor would refuse one."""
+    if not facts.images:
+        return 0
     try:
         return sum(tokens.image_tokens(traits, size) for size in facts.images)
     except tokens.PictureUnfit:
@@ -205,22 +236,3 @@ def cloud_image_tokens_max(card: PriceCard, model: str, facts: Facts) -> int:
         family = tokens.ImageFamily.UNKNOWN
     known = sum(tokens.ark_image_tokens_max(family, size) for size in facts.images)
     return known + facts.remote_images * tokens.ark_image_tokens_max(family, None)
-
-
-def attempt_scopes(facts: Facts, site: Site) -> tuple[str, ...]:
-    """Budget scopes that an attempt at this site draws on."""
-    return (*facts.scopes, f"model:{facts.model}", f"backend:{site.value}")
-
-
-def _over_budget(
-    scopes: Iterable[str], hold_nano: int, budgets: Mapping[str, Sequence[BudgetView]]
-) -> bool:
-    """Certainly over: what is posted never shrinks within a period. Holds may be freed any moment,
-    so whether they leave room is for the ledger to say."""
-    if not budgets:
-        return False
-    return any(
-        view.posted_nano + hold_nano > view.limit_nano
-        for scope in scopes
-        for view in budgets.get(scope, ())
-    )
