@@ -26,7 +26,7 @@ from policies.types import (
 
 EWMA_WEIGHT = 0.2  # of a new sample: some five answers and an old figure is forgotten
 OUTPUT_TOKENS_FIRST = 128  # likely length of an answer before one was seen
-RATE_WINDOW_S = 60.0  # Ark counts requests and tokens by the minute
+RATE_WAIT_S = 2.0  # after a "too fast" that does not say for how long
 RETRY_AFTER_MAX_S = 300.0  # linkerd's bound on how long a Retry-After is believed
 
 
@@ -87,7 +87,9 @@ class World:
     def sending(self, attempt: Attempt, prompt_tokens: int, output_tokens: int) -> Iterator[Target]:
         """Counts an attempt as in flight until the block is left, however it is left."""
         target = self.target(attempt.target)
-        target.breaker = breaker.sent(target.breaker, self._clock())
+        before = target.breaker
+        target.breaker = breaker.sent(before, self._clock())
+        probe = target.breaker is not before
         target.in_flight += 1
         target.prompt_tokens += prompt_tokens
         target.output_tokens += output_tokens
@@ -97,17 +99,31 @@ class World:
             target.in_flight -= 1
             target.prompt_tokens -= prompt_tokens
             target.output_tokens -= output_tokens
+            if probe:  # whatever it proved is in the breaker, or about to be
+                target.breaker = breaker.unproven(target.breaker)
 
     def succeeded(
-        self, attempt: Attempt, model: str, *, ttft_ms: float, total_ms: float, output_tokens: int
+        self,
+        attempt: Attempt,
+        model: str,
+        *,
+        ttft_ms: float | None,
+        total_ms: float,
+        output_tokens: int | None,
     ) -> None:
-        """An answer came whole. Times are counted from the moment the attempt was sent."""
+        """An answer came whole. Times are counted from the moment the attempt was sent.
+
+        ttft_ms:       None when the answer came in one piece, which tells nothing of its beginning
+        output_tokens: None when the engine did not say
+        """
         target = self.target(attempt.target)
         target.breaker = breaker.succeeded(target.breaker)
-        target.ttft_ms = _ewma(target.ttft_ms, ttft_ms)
-        decode_ms = total_ms - ttft_ms
-        if output_tokens > 1 and decode_ms > 0:
-            pace = 1000.0 * (output_tokens - 1) / decode_ms
+        if ttft_ms is not None:
+            target.ttft_ms = _ewma(target.ttft_ms, ttft_ms)
+        if not output_tokens:
+            return
+        if ttft_ms is not None and output_tokens > 1 and total_ms > ttft_ms:
+            pace = 1000.0 * (output_tokens - 1) / (total_ms - ttft_ms)
             target.decode_tokens_per_s = _ewma(target.decode_tokens_per_s, pace)
         self._output_ewma[model] = _ewma(self._output_ewma.get(model, 0.0), float(output_tokens))
 
@@ -119,8 +135,9 @@ class World:
         if failure.kind in (Kind.RATE_LIMITED, Kind.OVERLOADED, Kind.BUSY):
             # A busy worker reports when it has room again; the cloud only says when to come back.
             if attempt.site is Site.CLOUD:
-                wait_s = failure.retry_after_s or RATE_WINDOW_S - now_s % RATE_WINDOW_S
-                target.blocked_until_s = now_s + min(wait_s, RETRY_AFTER_MAX_S)
+                wait_s = RATE_WAIT_S if failure.retry_after_s is None else failure.retry_after_s
+                until_s = now_s + min(wait_s, RETRY_AFTER_MAX_S)
+                target.blocked_until_s = max(target.blocked_until_s, until_s)
             return
         fatal = failure.kind in (Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND)
         target.breaker = breaker.failed(target.breaker, now_s, fatal=fatal)

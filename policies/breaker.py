@@ -8,12 +8,15 @@ own mistake (4xx) is neither.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from policies.types import BreakerState, Value
 
 FAILURES_IN_A_ROW = 5  # Envoy's outlier detection default
 OPEN_FIRST_S = 2.0  # short: a local worker restarts in seconds
 OPEN_MAX_S = 60.0
 FATAL_OPEN_S = 60.0  # an overdue account is not cured by asking every two seconds
+TRIPS_MAX = 6  # counted no further: the sixth is open for OPEN_MAX_S already
 PROBE_PATIENCE_S = 30.0  # a probe that reports nothing for so long is given up
 
 
@@ -21,7 +24,7 @@ class Breaker(Value, frozen=True, kw_only=True):
     """State of one target. Times are of the clock that is passed in, in seconds."""
 
     failures: int = 0  # in a row
-    trips: int = 0  # in a row, without a success between them
+    trips: int = 0  # in a row, without a success between them; at most TRIPS_MAX
     open_until_s: float = 0.0
     probing_since_s: float | None = None  # a half-open probe is under way
 
@@ -42,33 +45,38 @@ def sent(breaker: Breaker, now_s: float) -> Breaker:
     """A request goes to the target. When half-open it is the probe."""
     if state(breaker, now_s) is not BreakerState.HALF_OPEN:
         return breaker
-    return _replace(breaker, probing_since_s=now_s)
+    return replace(breaker, probing_since_s=now_s)
+
+
+def unproven(breaker: Breaker) -> Breaker:
+    """The probe ended and proved nothing (its client left, say): the next request is one."""
+    return replace(breaker, probing_since_s=None)
 
 
 def succeeded(breaker: Breaker) -> Breaker:
-    """The target answered well: everything is forgiven."""
-    if breaker.trips == 0 and breaker.failures == 0:
+    """The target answered well: everything is forgiven.
+
+    Not so while it is open and unprobed: then the answer is to a request from before the trip, and
+    a long stream that ends well does not tell how a new one would fare.
+    """
+    if breaker.trips > 0 and breaker.probing_since_s is None:
         return breaker
-    return Breaker()
+    return breaker if breaker.failures == 0 else Breaker()
 
 
 def failed(breaker: Breaker, now_s: float, *, fatal: bool = False) -> Breaker:
-    """The target failed. `fatal`: asking again soon is useless."""
+    """The target failed. `fatal`: asking again soon is useless.
+
+    Requests from before a trip fail after it. They say what is known already, so they do not make
+    it longer.
+    """
+    if now_s < breaker.open_until_s:
+        until_s = now_s + FATAL_OPEN_S if fatal else breaker.open_until_s
+        return replace(breaker, open_until_s=max(until_s, breaker.open_until_s))
     failures = breaker.failures + 1
     probe_failed = breaker.trips > 0
     if not (fatal or probe_failed or failures >= FAILURES_IN_A_ROW):
-        return _replace(breaker, failures=failures)
-    trips = breaker.trips + 1
+        return replace(breaker, failures=failures)
+    trips = min(breaker.trips + 1, TRIPS_MAX)
     open_s = FATAL_OPEN_S if fatal else min(OPEN_FIRST_S * 2 ** (trips - 1), OPEN_MAX_S)
     return Breaker(failures=failures, trips=trips, open_until_s=now_s + open_s)
-
-
-def _replace(
-    breaker: Breaker, *, failures: int | None = None, probing_since_s: float | None = None
-) -> Breaker:
-    return Breaker(
-        failures=breaker.failures if failures is None else failures,
-        trips=breaker.trips,
-        open_until_s=breaker.open_until_s,
-        probing_since_s=probing_since_s,
-    )

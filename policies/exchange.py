@@ -1,6 +1,6 @@
 """The life of one attempt and of its hold, as a table.
 
-    RESERVED   money is held, nothing was sent
+    RESERVED   money is held; the request is on its way, and nobody has accepted it yet
     OPEN       the request is with the engine, nothing has reached the client
     DELIVERING bytes of the answer have reached the client: no other attempt can take over
     OVER       the hold is resolved; nothing more may happen
