@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from policies.types import STRICTEST, CloudPermit, Facts, Label, Principal, Sensitivity, Value
 
+_CONTRADICTION = (
+    f"the sensitivity header was given twice and differs; it counts as {STRICTEST.name.lower()}"
+)
 NAMES: Mapping[str, Sensitivity] = {level.name.lower(): level for level in Sensitivity}
 
 
@@ -19,10 +24,11 @@ class LabelRules(Value, frozen=True, kw_only=True):
     names:          spelling -> level (lower case); the order of the levels is fixed
     default:        level of a request that carries no label
     tenant_default: the same for single tenants
-    image_default:  level of a request with pictures and no label (None: as without)
+    image_default:  least level of a request with pictures, unless its label says public, which
+                    whoever set it did with the picture in view (None: pictures are as text)
     """
 
-    names: Mapping[str, Sensitivity] = NAMES
+    names: Mapping[str, Sensitivity] = msgspec.field(default_factory=lambda: NAMES)
     default: Sensitivity = Sensitivity.INTERNAL
     tenant_default: Mapping[str, Sensitivity] = {}
     image_default: Sensitivity | None = None
@@ -46,11 +52,15 @@ def resolve(
         found.append(Label(level=STRICTEST, source="claim", note=_unknown("the token's claim")))
     elif principal.sensitivity_floor is not None:
         found.append(Label(level=principal.sensitivity_floor, source="claim"))
-    found += [_read(value, "header", rules) for value in header]
+    given = [_read(value, "header", rules) for value in header]
+    if len({label.level for label in given}) > 1:
+        given.append(Label(level=STRICTEST, source="header", note=_CONTRADICTION))
     if body is not None:
-        found.append(_read(body, "body", rules))
-    if not any(label.source in ("header", "body") for label in found):
-        found.append(_default(principal.tenant, has_images, rules))
+        given.append(_read(body, "body", rules))
+    called_public = bool(given) and all(label.level is Sensitivity.PUBLIC for label in given)
+    found += given or [_default(principal.tenant, rules)]
+    if has_images and rules.image_default is not None and not called_public:
+        found.append(Label(level=rules.image_default, source="images"))
     return max(found, key=lambda label: (label.level, label.note is not None))
 
 
@@ -68,11 +78,8 @@ def _read(value: object, source: str, rules: LabelRules) -> Label:
     return Label(level=level, source=source)
 
 
-def _default(tenant: str, has_images: bool, rules: LabelRules) -> Label:
-    level = rules.tenant_default.get(tenant, rules.default)
-    if has_images and rules.image_default is not None:
-        level = max(level, rules.image_default)
-    return Label(level=level, source="default")
+def _default(tenant: str, rules: LabelRules) -> Label:
+    return Label(level=rules.tenant_default.get(tenant, rules.default), source="default")
 
 
 def _unknown(where: str) -> str:
