@@ -8,6 +8,7 @@ budget) and `Retry-After` tells when it can.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -48,7 +49,7 @@ class GatewayError(Exception):
         self.kind = kind or _TYPES.get(status, "api_error")
         self.headers = dict(headers or {})
         if retry_after_s is not None:
-            self.headers["retry-after"] = str(max(1, round(retry_after_s)))
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
         if retry is not None:
             self.headers["x-should-retry"] = "true" if retry else "false"
 

@@ -115,15 +115,17 @@ def _texts(chat: ChatRequest) -> Iterable[str]:
     for message in chat.messages:
         if isinstance(message.content, str):
             yield message.content
-        if message.reasoning_content:
-            yield message.reasoning_content
+        for text in (message.name, message.reasoning_content, message.tool_call_id):
+            if text:
+                yield text
         for call in message.tool_calls or ():
+            yield call.id
             yield call.function.name
             yield call.function.arguments
     for part in _parts(chat):
         if isinstance(part, TextPart):
             yield part.text
-    for extra in (chat.tools, chat.response_format):
+    for extra in (chat.tools, chat.tool_choice, chat.response_format):
         if extra is not None:
             yield msgspec.json.encode(extra).decode()
 

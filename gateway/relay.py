@@ -16,6 +16,7 @@ from backends import sse
 from backends.base import Event
 from policies.types import Usage
 
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 DONE = b"data: [DONE]\n\n"
 
 
@@ -45,7 +46,7 @@ class Relay:
                 if event.usage is not None:
                     self._usage_event = event
                 continue
-            if self._finish is not None:  # something follows it: it was not the last one
+            if self._finish is not None and not _silent(event):  # it was not the last one
                 out.append(self._finish.raw)
                 self._finish = None
             if event.finish_reason is not None:
@@ -66,8 +67,13 @@ class Relay:
         return b"".join(last) + DONE
 
 
+def _silent(event: Event) -> bool:
+    """A comment or a blank line, which some engines send to keep a connection alive."""
+    return sse.data_of(event.raw) is None
+
+
 def _with_note(raw: bytes, note: Mapping[str, object]) -> bytes:
-    data = sse.data_of(raw)
-    chunk = msgspec.json.decode(data or b"{}")
-    chunk["yuzui"] = note
+    """The event with a `yuzui` member; its other members stay as they were written."""
+    chunk = _members.decode(sse.data_of(raw) or b"{}")
+    chunk["yuzui"] = msgspec.Raw(msgspec.json.encode(note))
     return sse.encode(msgspec.json.encode(chunk))

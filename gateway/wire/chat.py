@@ -7,6 +7,7 @@ by name.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -22,13 +23,14 @@ MESSAGES_MAX = 2_048
 TOOLS_MAX = 128
 STOPS_MAX = 4
 CHOICES_MAX = 8
+JSON_DEPTH_MAX = 64  # of tools and schemas: they are encoded again, at any depth of our own stack
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
 
 class _Wire(ChatRequest, frozen=True, omit_defaults=True):
     """The caller's body: a ChatRequest and what only the gateway reads."""
 
-    metadata: Any = None
+    metadata: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 _decoder = msgspec.json.Decoder(_Wire)
@@ -44,15 +46,15 @@ class ChatDialect:
         try:
             wire = _decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise _invalid(error) from None
+            raise invalid(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise GatewayError(
                 400, "invalid_json", f"the body is not valid JSON: {error}"
             ) from None
         check(wire)
-        label = wire.metadata.get("sensitivity") if isinstance(wire.metadata, dict) else None
+        label = None if wire.metadata is msgspec.UNSET else _label(body, wire.metadata or {})
         wants_usage = wire.stream_options is not None and wire.stream_options.include_usage
-        chat = msgspec.structs.replace(wire, metadata=None)
+        chat = msgspec.structs.replace(wire, metadata=msgspec.UNSET)
         return Asked(chat=chat, label=label, wants_usage=wants_usage)
 
     def answer(self, body: bytes) -> bytes:
@@ -82,9 +84,30 @@ def check(chat: ChatRequest) -> None:
         _bounded("stop", len(chat.stop), 0, STOPS_MAX)
     if chat.tools is not None:
         _bounded("tools", len(chat.tools), 0, TOOLS_MAX)
+    for name in ("tools", "tool_choice", "response_format"):
+        _shallow(name, getattr(chat, name))
     if chat.max_tokens is not None and chat.max_completion_tokens is not None:
         text = "give either max_tokens or max_completion_tokens, not both"
         raise GatewayError(400, "invalid_value", text, param="max_tokens")
+
+
+def _label(body: bytes, metadata: dict[str, Any]) -> object:
+    """metadata.sensitivity. Where a key is repeated and its values differ, all of them, which is no
+    label that anybody knows: the last one alone must not make a document less sensitive."""
+    if body.count(b'"sensitivity"') <= ("sensitivity" in metadata):
+        return metadata.get("sensitivity")
+    try:
+        pairs = json.loads(body, object_pairs_hook=tuple)  # an object is a tuple, an array a list
+    except (ValueError, RecursionError):  # stricter than msgspec, in what we do not read
+        return []
+    found = [
+        value
+        for name, inner in pairs
+        if name == "metadata" and isinstance(inner, tuple)
+        for key, value in inner
+        if key == "sensitivity"
+    ]
+    return found if any(value != found[0] for value in found) else next(iter(found), None)
 
 
 def _bounded(name: str, value: float | None, low: float, high: float) -> None:
@@ -93,7 +116,21 @@ def _bounded(name: str, value: float | None, low: float, high: float) -> None:
         raise GatewayError(400, "invalid_value", text, param=name)
 
 
-def _invalid(error: msgspec.ValidationError) -> GatewayError:
+def _shallow(name: str, value: Any) -> None:
+    level = [value]
+    for _ in range(JSON_DEPTH_MAX):
+        inside = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
+        level = [inner for values in inside for inner in values]
+        if not level:
+            return
+    text = f"{name} is nested more than {JSON_DEPTH_MAX} levels deep"
+    raise GatewayError(400, "invalid_value", text, param=name)
+
+
+def invalid(error: msgspec.ValidationError) -> GatewayError:
+    """A 400 that names the field in `param`."""
     text = str(error)
     found = _PATH.search(text)
     param = found.group(1) if found else None

@@ -7,7 +7,7 @@ import msgspec
 from backends.chat import ChatRequest, ContentPart, ImagePart, ImageUrl, Message, TextPart
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
-from gateway.wire.chat import check
+from gateway.wire.chat import check, invalid
 
 
 class _Wire(msgspec.Struct, frozen=True):
@@ -48,8 +48,8 @@ class PredictDialect:
         try:
             wire = msgspec.json.decode(body, type=_Wire)
         except msgspec.ValidationError as error:
-            raise GatewayError(400, "invalid_value", str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise invalid(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise GatewayError(
                 400, "invalid_json", f"the body is not valid JSON: {error}"
             ) from None
