@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -58,10 +59,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    found = re.fullmatch("([1-9][0-9]{0,6})x([1-9][0-9]{0,6})", text.lower())
+    if found is None:
         raise ValueError(f"--image {text!r} is not a size such as 1280x720")
-    return int(width), int(height)
+    return int(found[1]), int(found[2])
 
 
 def _as_text(decision: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,6 @@ def main(argv: Sequence[str]) -> int:
 def _seconds(text: str) -> int:
     """Raises ValueError for anything that is not a number and one of s, m, h, d."""
     number, unit = text[:-1], text[-1:]
-    if unit not in _UNITS or not number.isdigit():
+    if unit not in _UNITS or not re.fullmatch("[0-9]{1,9}", number):
         raise ValueError(f"--ttl {text!r} is not a time such as 3600s, 12h or 30d")
     return int(number) * _UNITS[unit]
