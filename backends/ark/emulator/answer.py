@@ -20,6 +20,7 @@ from backends.ark.emulator.tokens import is_chinese, pieces, words_in
 DEFAULT_MAX_TOKENS = 4096  # of the visible answer, when no limit is given
 SUMMARY_SHARE = 4  # a summary shows one token for so many of the reasoning
 _SCHEMA_DEPTH_MAX = 8
+_SIMPLE = {"string": "emulated", "integer": 1, "number": 1.0, "boolean": True, "null": None}
 
 
 class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,18 +145,18 @@ def _chosen(asked: Asked) -> dict[str, Any]:
 
 
 def _instance(schema: Any, depth: int) -> Any:
-    """A small value that fits a JSON schema of the common kinds."""
+    """A small value that fits a JSON schema of the common kinds; {} for what is not understood."""
     if not isinstance(schema, dict) or depth > _SCHEMA_DEPTH_MAX:
         return {}
-    if schema.get("enum"):
-        return schema["enum"][0]
-    kind = schema.get("type", "object")
-    if isinstance(kind, list):
+    choices, properties, kind = schema.get("enum"), schema.get("properties"), schema.get("type")
+    if isinstance(choices, list) and choices:
+        return choices[0]
+    if isinstance(kind, list) and kind:
         kind = kind[0]
-    if kind == "object":
-        properties = schema.get("properties") or {}
-        return {name: _instance(inner, depth + 1) for name, inner in properties.items()}
     if kind == "array":
         return [_instance(schema.get("items"), depth + 1)]
-    simple = {"string": "emulated", "integer": 1, "number": 1.0, "boolean": True, "null": None}
-    return simple.get(kind, {})
+    if isinstance(kind, str) and kind in _SIMPLE:
+        return _SIMPLE[kind]
+    if isinstance(properties, dict):
+        return {str(name): _instance(inner, depth + 1) for name, inner in properties.items()}
+    return {}

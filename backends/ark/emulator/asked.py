@@ -21,6 +21,7 @@ from policies.types import Capability
 
 ROLES = ("system", "user", "assistant", "tool")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_STOPS_MAX = 4
 _SWITCHES_OFF = ("none", "minimal")
 _RANGES = {
     "temperature": (0, 2),
@@ -251,6 +252,8 @@ def _pixel_limit(image: dict[str, Any]) -> tuple[int, int] | None:
     limit = image.get("image_pixel_limit")
     if limit is None:
         return None
+    if not isinstance(limit, dict):
+        raise Refused("InvalidArgumentError.InvalidPixelLimit")
     least = limit.get("min_pixels") or pictures.AREA_PX_MIN
     most = limit.get("max_pixels") or pictures.AREA_PX_MAX
     if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most):
@@ -275,8 +278,9 @@ def _check_sampling(given: Mapping[str, Any], known: ArkModel, has_pictures: boo
                 raise _unsupported(name)
     if given.get("n", 1) != 1:
         raise _unsupported("n")
-    if len(given.get("stop", ())) > 4 and not isinstance(given["stop"], str):
-        raise _bad("stop takes at most 4 words")
+    stop = given.get("stop", [])
+    if not isinstance(stop, str | list) or (isinstance(stop, list) and len(stop) > _STOPS_MAX):
+        raise _bad(f"stop takes a text or at most {_STOPS_MAX} of them")
 
 
 def _effort(given: Mapping[str, Any], known: ArkModel) -> str:
@@ -321,6 +325,8 @@ def _tools(given: Mapping[str, Any], known: ArkModel) -> list[dict[str, Any]]:
         raise _unsupported("tool_choice")
     if forced and not tools:
         raise _bad("tool_choice needs tools")
+    if isinstance(choice, dict) and not isinstance(choice.get("function"), dict):
+        raise _bad("tool_choice misses its function")
     return tools
 
 
@@ -335,6 +341,8 @@ def _response_format(
         raise _bad("response_format.type is not known")
     if not known.can(Capability.STRUCTURED):
         raise _unsupported("response_format")
+    if kind == "json_schema" and not isinstance(wanted.get("json_schema"), dict):
+        raise _bad("response_format misses its json_schema")
     if kind == "json_object" and not any("json" in text.lower() for text, _ in prompt.parts):
         raise _bad('json_object needs the word "json" in the messages')
     return wanted
