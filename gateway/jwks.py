@@ -176,6 +176,7 @@ class KeyRing:
     def __init__(self, fixed: Sequence[VerifyKey] = (), jwks: Jwks | None = None) -> None:
         self._fixed = {key.kid: key for key in fixed}
         self._jwks = jwks
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def version(self) -> int:
@@ -194,9 +195,15 @@ class KeyRing:
             return key
         return await self._jwks.find(kid)
 
-    async def start(self) -> asyncio.Task[None] | None:
-        """Load the set once and keep it fresh: the returned task is the caller's to cancel."""
-        if self._jwks is None:
-            return None
-        await self._jwks.refresh()
-        return spawn(self._jwks.run(), name="jwks-watch")
+    async def start(self) -> None:
+        """Load the set once, and keep it fresh until `stop`."""
+        if self._jwks is not None and self._watch is None:
+            await self._jwks.refresh()
+            self._watch = spawn(self._jwks.run(), name="jwks-watch")
+
+    async def stop(self) -> None:
+        """End the watch that `start` began."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+            self._watch = None

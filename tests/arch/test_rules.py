@@ -55,7 +55,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (rules.permit, "gateway/serve.py", "object.__new__(CloudPermit)"),
     (rules.size, "gateway/x.py", "\n" * 401),
     (rules.size, "gateway/x.py", "def f():\n" + "    x = 1\n" * 70),
-    (rules.parameters, "gateway/x.py", "def f(a, b, c, d, e, f, g): ..."),
+    (rules.parameters, "gateway/x.py", "def f(a, b, c, d, e, f, g, h, i): ..."),
     (rules.parameters, "gateway/x.py", f"def f(*, {', '.join(f'a{i}' for i in range(13))}): ..."),
     (rules.inner_imports, "gateway/x.py", "def f():\n    import json"),
     (rules.broad_excepts, "gateway/x.py", "try: f()\nexcept Exception: pass"),
