@@ -25,131 +25,71 @@ class ErrorRow(msgspec.Struct, frozen=True):
 
 
 _BAD = "BadRequest"
+_MANY = "TooManyRequests"
 _SENSITIVE = "may contain sensitive information"
 
+# status, type, message, codes
+_TABLE: tuple[tuple[int, str, str, str], ...] = (
+    (400, _BAD, "The request misses a required parameter.",
+     "MissingParameter MissingParameter.model MissingParameter.messages"),
+    (400, _BAD, "A parameter in the request is not valid.",
+     "InvalidParameter InvalidParameter.UnsupportedParameter InvalidParameter.TosURLInvalid "
+     "InvalidArgumentError InvalidArgumentError.UnknownRole "
+     "InvalidArgumentError.InvalidImageDetail InvalidArgumentError.InvalidPixelLimit"),
+    (400, _BAD, "The image in the request cannot be read.",
+     "InvalidImageURL.EmptyURL InvalidImageURL.InvalidFormat"),
+    (400, _BAD, "Total tokens of text and images exceed the context of the model.",
+     "OutofContextError"),
+    (400, _BAD, "The endpoint is closed.", "InvalidEndpoint.ClosedEndpoint"),
+    (400, _BAD, f"The request {_SENSITIVE}.",
+     "SensitiveContentDetected SensitiveContentDetected.SevereViolation "
+     "SensitiveContentDetected.Violence"),
+    *(
+        (400, _BAD, f"The {noun} {_SENSITIVE}.",
+         " ".join(f"{side}{medium}SensitiveContentDetected{end}" for end in
+                  ("", ".PolicyViolation", ".PrivacyInformation", ".DeepFake")))
+        for side, noun in (("Input", "request"), ("Output", "answer"))
+        for medium in ("Text", "Image", "Video", "Audio")
+    ),
+    (400, _BAD, "The request may be risky.", "InputTextRiskDetection InputImageRiskDetection"),
+    (400, _BAD, "The answer may be risky.", "OutputTextRiskDetection OutputImageRiskDetection"),
+    (400, _BAD, "The content check failed.", "ContentSecurityDetectionError"),
+    (400, "Forbidden", "No valid subscription.", "InvalidSubscription"),
+    (401, "Unauthorized", "The API key is missing or not valid.", "AuthenticationError"),
+    (401, "Forbidden", "The account is not in a valid state.", "InvalidAccountStatus"),
+    (403, "Forbidden", "The account is overdue.",
+     "AccountOverdueError OperationDenied.ServiceOverdue"),
+    (403, "Forbidden", "Access is denied.", "AccessDenied"),
+    (403, "Forbidden", "The operation is denied.",
+     "OperationDenied.PermissionDenied OperationDenied.ServiceNotOpen "
+     "OperationDenied.InvalidState OperationDenied.UnsupportedPhase "
+     "OperationDenied.FileQuotaExceeded OperationDenied.ArkAccessRoleNotFound "
+     "OperationDenied.TosAccessDenied"),
+    (404, "NotFound", "The model or endpoint does not exist or is not open to you.",
+     "InvalidEndpointOrModel.NotFound InvalidEndpointOrModel.ModelIDAccessDisabled "
+     "ModelNotOpen UnsupportedModel NotFound.Model"),
+    (413, _BAD, "The request is too large.", "RequestTooLarge"),
+    (429, _MANY, "The requests a minute are used up.",
+     "ModelAccountRpmRateLimitExceeded ModelAccountIpmRateLimitExceeded "
+     "APIAccountRpmRateLimitExceeded AccountRateLimitExceeded "
+     "RateLimitExceeded.EndpointRPMExceeded"),
+    (429, _MANY, "The tokens a minute are used up.",
+     "ModelAccountTpmRateLimitExceeded RateLimitExceeded.EndpointTPMExceeded "
+     "RateLimitExceeded.EndpointFlexTPMExceeded"),
+    (429, _MANY, "The service is overloaded, try later.", "ServerOverloaded"),
+    (429, _MANY, "Requests grow too fast.", "RequestBurstTooFast"),
+    (429, _MANY, "Too many requests at once.", "InflightBatchsizeExceeded"),
+    (429, _MANY, "The inference limit that was set is reached.", "SetLimitExceeded"),
+    (429, _MANY, "The quota is used up.", "QuotaExceeded"),
+    (500, "InternalServerError", "Internal error.", "InternalServiceError"),
+)  # fmt: skip
 
-def _rows() -> dict[str, ErrorRow]:
-    """Every row of the table of codes."""
-    rows: dict[str, ErrorRow] = {}
-
-    def add(status: int, kind: str, message: str, *codes: str) -> None:
-        rows.update((code, ErrorRow(status, kind, message)) for code in codes)
-
-    add(
-        400,
-        _BAD,
-        "The request misses a required parameter.",
-        "MissingParameter",
-        "MissingParameter.model",
-        "MissingParameter.messages",
-    )
-    add(
-        400,
-        _BAD,
-        "A parameter in the request is not valid.",
-        "InvalidParameter",
-        "InvalidParameter.UnsupportedParameter",
-        "InvalidParameter.TosURLInvalid",
-        "InvalidArgumentError",
-        "InvalidArgumentError.UnknownRole",
-        "InvalidArgumentError.InvalidImageDetail",
-        "InvalidArgumentError.InvalidPixelLimit",
-    )
-    add(
-        400,
-        _BAD,
-        "The image in the request cannot be read.",
-        "InvalidImageURL.EmptyURL",
-        "InvalidImageURL.InvalidFormat",
-    )
-    add(
-        400,
-        _BAD,
-        "Total tokens of text and images exceed the context of the model.",
-        "OutofContextError",
-    )
-    add(400, _BAD, "The endpoint is closed.", "InvalidEndpoint.ClosedEndpoint")
-    for code in (
-        "SensitiveContentDetected",
-        "SensitiveContentDetected.SevereViolation",
-        "SensitiveContentDetected.Violence",
-    ):
-        add(400, _BAD, f"The request {_SENSITIVE}.", code)
-    for side, noun in (("Input", "request"), ("Output", "answer")):
-        for medium in ("Text", "Image", "Video", "Audio"):
-            base = f"{side}{medium}SensitiveContentDetected"
-            suffixes = ("", ".PolicyViolation", ".PrivacyInformation", ".DeepFake")
-            add(400, _BAD, f"The {noun} {_SENSITIVE}.", *(base + end for end in suffixes))
-        for medium in ("Text", "Image"):
-            add(400, _BAD, f"The {noun} may be risky.", f"{side}{medium}RiskDetection")
-    add(400, _BAD, "The content check failed.", "ContentSecurityDetectionError")
-    add(400, "Forbidden", "No valid subscription.", "InvalidSubscription")
-    add(401, "Unauthorized", "The API key is missing or not valid.", "AuthenticationError")
-    add(401, "Forbidden", "The account is not in a valid state.", "InvalidAccountStatus")
-    add(
-        403,
-        "Forbidden",
-        "The account is overdue.",
-        "AccountOverdueError",
-        "OperationDenied.ServiceOverdue",
-    )
-    add(403, "Forbidden", "Access is denied.", "AccessDenied")
-    add(
-        403,
-        "Forbidden",
-        "The operation is denied.",
-        *(
-            f"OperationDenied.{why}"
-            for why in (
-                "PermissionDenied",
-                "ServiceNotOpen",
-                "InvalidState",
-                "UnsupportedPhase",
-                "FileQuotaExceeded",
-                "ArkAccessRoleNotFound",
-                "TosAccessDenied",
-            )
-        ),
-    )
-    add(
-        404,
-        "NotFound",
-        "The model or endpoint does not exist or is not open to you.",
-        "InvalidEndpointOrModel.NotFound",
-        "InvalidEndpointOrModel.ModelIDAccessDisabled",
-        "ModelNotOpen",
-        "UnsupportedModel",
-        "NotFound.Model",
-    )
-    add(
-        429,
-        "TooManyRequests",
-        "The requests a minute of the account for the model are used up.",
-        "ModelAccountRpmRateLimitExceeded",
-        "ModelAccountIpmRateLimitExceeded",
-        "APIAccountRpmRateLimitExceeded",
-        "AccountRateLimitExceeded",
-        "RateLimitExceeded.EndpointRPMExceeded",
-    )
-    add(
-        429,
-        "TooManyRequests",
-        "The tokens a minute are used up.",
-        "ModelAccountTpmRateLimitExceeded",
-        "RateLimitExceeded.EndpointTPMExceeded",
-        "RateLimitExceeded.EndpointFlexTPMExceeded",
-    )
-    add(429, "TooManyRequests", "The service is overloaded, try later.", "ServerOverloaded")
-    add(429, "TooManyRequests", "Requests grow too fast.", "RequestBurstTooFast")
-    add(429, "TooManyRequests", "Too many requests at once.", "InflightBatchsizeExceeded")
-    add(429, "TooManyRequests", "The inference limit that was set is reached.", "SetLimitExceeded")
-    add(429, "TooManyRequests", "The quota is used up.", "QuotaExceeded")
-    add(413, _BAD, "The request is too large.", "RequestTooLarge")
-    add(500, "InternalServerError", "Internal error.", "InternalServiceError")
-    return rows
-
-
-CODES: Mapping[str, ErrorRow] = _rows()
+CODES: Mapping[str, ErrorRow] = {
+    code: ErrorRow(status, kind, message)
+    for status, kind, message, codes in _TABLE
+    for code in codes.split()
+}
+"""Every code of the documented table."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
