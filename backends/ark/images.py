@@ -106,12 +106,12 @@ SEED_2_0 = ImageRule(
     default="high",
 )
 
-# Nothing is published for GLM and DeepSeek on Ark. The rule of the open GLM-4.6V processor is
-# taken, whatever the detail: it is the costliest of those known, so a hold made with it is not low.
+# Nothing is published for GLM and DeepSeek on Ark. The costliest of the published rules is taken,
+# whatever the detail, so that a hold made with it is not low.
 THIRD_PARTY = ImageRule(
     side_px=28,
     details={
-        name: DetailRange(pixels_min=12_544, pixels_max=4_816_896, tokens_min=16, tokens_max=6144)
+        name: DetailRange(pixels_min=3136, pixels_max=4_014_080, tokens_min=4, tokens_max=5120)
         for name in ("low", "high")
     },
     default="high",

@@ -201,8 +201,13 @@ class _Prompt:
                 self._part(part)
         elif content is not None:
             raise _bad("content must be a text or a list of parts")
-        if calls:
-            self.parts.append((msgspec.json.encode(calls).decode(), 0))
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            if not isinstance(function, dict):
+                raise _bad("a tool call misses its function")
+            # What reaches the prompt is the name and the arguments, not their JSON frame.
+            for name in ("name", "arguments"):
+                self.parts.append((str(function.get(name) or ""), 0))
         sealed = message.get("encrypted_content")
         if sealed is not None and not seal_holds(sealed, self._settings.seed):
             raise Refused("InvalidParameter", "Invalid signature in encrypted_content.")

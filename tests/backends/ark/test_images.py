@@ -6,8 +6,15 @@ from hypothesis import strategies as st
 
 from backends.ark.images import SEED_1_8, SEED_2_0, SEED_BEFORE_1_8, THIRD_PARTY, ImageRule
 from backends.ark.models import CATALOGUE
+from policies.tokens import Detail, ImageFamily, ark_image_tokens_max
+from policies.types import ImageSize
 
-RULES = (SEED_BEFORE_1_8, SEED_1_8, SEED_2_0, THIRD_PARTY)
+FAMILIES = {
+    ImageFamily.BEFORE_1_8: SEED_BEFORE_1_8,
+    ImageFamily.SEED_1_8: SEED_1_8,
+    ImageFamily.SEED_2: SEED_2_0,
+    ImageFamily.UNKNOWN: THIRD_PARTY,
+}
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,17 @@ def test_what_the_decision_holds_for_a_picture_is_an_upper_bound(
     pixels = min(max(width * height, traits.image_pixels_min), traits.image_pixels_max)
     bound = -(-pixels // traits.image_factor_px**2)
     assert max(rule.tokens(width, height, detail) for detail in rule.details) <= bound
+
+
+@given(
+    family=st.sampled_from(list(FAMILIES)),
+    width=st.integers(15, 6000),
+    height=st.integers(15, 6000),
+)
+def test_what_is_held_for_a_picture_is_never_less_than_what_the_emulator_bills(
+    family: ImageFamily, width: int, height: int
+) -> None:
+    rule, size = FAMILIES[family], ImageSize(width=width, height=height)
+    for detail in (None, *rule.details):
+        held = ark_image_tokens_max(family, size, Detail(detail or "auto"))
+        assert rule.tokens(width, height, detail) <= held

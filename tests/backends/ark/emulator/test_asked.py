@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from backends.ark.emulator.answer import compose
 from backends.ark.emulator.asked import Asked, read, target_of
 from backends.ark.emulator.faults import NO_FAULT, Refused
+from policies.tokens import text_tokens_max
 from tests.backends.ark.kit import GLM_5_3, SEED_1_5, SEED_1_6, SEED_2_1, data_url, fast
 
 SETTINGS = fast()
@@ -132,3 +133,22 @@ def test_whatever_is_asked(place: tuple[int, tuple[Any, ...]], value: Any) -> No
     inner[last] = value
     asked = ask(body)
     assert asked is None or asked.prompt_tokens >= 4
+
+
+@given(
+    texts=st.lists(st.text(max_size=60), min_size=1, max_size=4),
+    name=st.text("abc_", min_size=1, max_size=5),
+    arguments=st.text(max_size=20),
+)
+def test_no_prompt_is_counted_above_what_is_held_for_it(
+    texts: list[str], name: str, arguments: str
+) -> None:
+    used = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    messages = [
+        *({"role": "user", "content": text} for text in texts),
+        {"role": "assistant", "content": None, "tool_calls": [used, used]},
+    ]
+    asked = ask({"model": SEED_2_1, "messages": messages})
+    assert asked is not None
+    sizes = sum(len(text.encode()) for text in (*texts, name, name, arguments, arguments))
+    assert asked.prompt_tokens <= text_tokens_max(sizes, messages=len(messages))
