@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policies.charge import Charge, charge
+from policies.exchange import Resolve
+from policies.types import Attempt, ImageSize, ModelTraits, Reason, Site, Usage
+from tests.policies.builders import TRAITS, facts, rules
+
+HOLD = 7_000_000
+USAGE = Usage(prompt_tokens=120, completion_tokens=80, cached_tokens=20, slot_ms=2_000)
+
+
+def attempt(site: Site, target: str, slots: int = 1) -> Attempt:
+    return Attempt(
+        site=site,
+        target=target,
+        reason=Reason.LOCAL_FITS,
+        hold_nano=HOLD,
+        scopes=(),
+        ttft_ms=1.0,
+        finish_ms=2.0,
+        slots=slots,
+    )
+
+
+def charged(
+    site: Site, resolve: Resolve, usage: Usage | None, *, target: str = "small", **more: Any
+) -> Charge:
+    return charge(
+        resolve,
+        attempt(site, target, more.pop("slots", 8)),
+        more.pop("asked", facts()),
+        usage,
+        elapsed_ms=more.pop("elapsed_ms", 5_000),
+        rules=more.pop("how", rules(cloud_models=("small",))),
+    )
+
+
+def test_the_cloud_at_its_price_and_its_price_for_cached_tokens() -> None:
+    found = charged(Site.CLOUD, Resolve.METER, USAGE)
+    assert found.posted_nano == 100 * 100 + 20 * 10 + 80 * 1_000
+    assert found.cloud_nano == found.posted_nano, "nothing was saved"
+    assert (found.tier, found.state, found.flags) == ("flat", "final", ())
+
+
+@pytest.mark.parametrize("resolve", [Resolve.BOUND, Resolve.METER])
+def test_a_cloud_that_does_not_say_posts_the_whole_hold(resolve: Resolve) -> None:
+    found = charged(Site.CLOUD, resolve, None)
+    assert (found.posted_nano, found.cloud_nano) == (HOLD, HOLD)
+    assert (found.state, found.flags) == ("unreconciled", ("bound",))
+
+
+def test_a_cloud_that_may_have_worked_on_is_not_believed() -> None:
+    assert charged(Site.CLOUD, Resolve.BOUND, USAGE).posted_nano == HOLD
+
+
+def test_what_could_not_be_true_is_flagged() -> None:
+    found = charged(Site.CLOUD, Resolve.METER, Usage(prompt_tokens=-5, completion_tokens=1))
+    assert found.posted_nano == 1_000
+    assert found.flags == ("prompt_tokens_negative",)
+
+
+def test_a_local_answer_costs_its_share_of_the_servers_time() -> None:
+    """2 s of one of eight slots at 800,000 nano-CNY a second; the cloud would have charged its
+    list price without its cache, which our requests are not in."""
+    found = charged(Site.LOCAL, Resolve.METER, USAGE)
+    assert found.posted_nano == 200_000
+    assert found.cloud_nano == 120 * 100 + 80 * 1_000
+    assert found.state == "final"
+
+
+def test_slot_time_is_rounded_up_to_the_last_unit() -> None:
+    one_ms = Usage(prompt_tokens=1, completion_tokens=1, slot_ms=1)
+    assert charged(Site.LOCAL, Resolve.METER, one_ms, slots=3).posted_nano == 267  # 800 / 3
+
+
+@pytest.mark.parametrize("usage", [None, Usage(prompt_tokens=1, completion_tokens=1)])
+def test_a_worker_that_does_not_say_is_charged_since_it_was_asked(usage: Usage | None) -> None:
+    assert charged(Site.LOCAL, Resolve.METER, usage, elapsed_ms=5_000).posted_nano == 500_000
+
+
+def test_a_local_attempt_that_broke_off_cost_time_and_saved_nothing() -> None:
+    found = charged(Site.LOCAL, Resolve.BOUND, None, elapsed_ms=1_000)
+    assert (found.posted_nano, found.cloud_nano, found.state) == (100_000, None, "final")
+
+
+@pytest.mark.parametrize("site", Site)
+def test_nothing_is_nothing(site: Site) -> None:
+    found = charged(site, Resolve.NOTHING, USAGE)
+    assert (found.posted_nano, found.cloud_nano, found.state) == (0, None, "final")
+
+
+def test_pictures_are_counted_by_the_rule_of_the_cloud_model() -> None:
+    """336 x 336 pixels: 12 x 12 squares of 28 here, 6 x 6 squares of 56 there, and two more."""
+    coarse = ModelTraits(
+        context_tokens=32_000, output_tokens_max=8_000, image_factor_px=56, image_pixels_min=56 * 56
+    )
+    here = Usage(prompt_tokens=20 + 146, completion_tokens=10, image_tokens=146, slot_ms=1)
+    for traits, there in ((TRAITS, 146), (coarse, 38)):
+        how = rules(cloud_models=("small",), cloud_traits={"small": traits})
+        found = charged(Site.LOCAL, Resolve.METER, here, asked=facts(image=True), how=how)
+        assert found.cloud_nano == (20 + there) * 100 + 10 * 1_000
+
+
+def test_a_picture_that_the_cloud_would_refuse_has_no_price_there() -> None:
+    long = (ImageSize(width=9_000, height=10),)
+    found = charged(Site.LOCAL, Resolve.METER, USAGE, asked=facts(image=True, images=long))
+    assert found.cloud_nano is None
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        rules(cloud_models=()),
+        rules(cloud_models=("unpriced",)),
+        rules(cloud_models=("small",), cloud_traits={}),
+    ],
+    ids=["no cloud", "no price", "no traits"],
+)
+def test_without_a_price_there_is_nothing_to_compare_with(how: Any) -> None:
+    assert charged(Site.LOCAL, Resolve.METER, USAGE, how=how).cloud_nano is None
+
+
+def test_the_first_model_of_the_route_that_has_a_price_is_compared_with() -> None:
+    how = rules(cloud_models=("unpriced", "big", "small"))
+    found = charged(Site.LOCAL, Resolve.METER, USAGE, how=how)
+    assert found.cloud_nano == 120 * 1_000 + 80 * 10_000
+
+
+def test_a_model_that_is_routed_no_more_has_no_comparison() -> None:
+    found = charged(Site.LOCAL, Resolve.METER, USAGE, asked=facts(model="gone"))
+    assert found.cloud_nano is None

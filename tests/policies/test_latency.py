@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from policies import latency
+from policies.latency import has_room, occupancy, of_cloud, of_worker
+from policies.types import WorkerState
+from tests.policies.builders import cloud, facts, full, worker
+
+
+def test_an_idle_worker_by_hand() -> None:
+    """100 tokens at 2,000/s, the first of 100 at 50/s, the rest of them."""
+    found = of_worker(worker(), facts(), 100)
+    assert (found.queued_ms, found.ttft_ms, found.finish_ms) == (0.0, 70.0, 2_070.0)
+
+
+def test_a_worker_with_one_free_slot_keeps_nobody_waiting() -> None:
+    assert of_worker(worker(running=7), facts(), 100).queued_ms == 0.0
+
+
+def test_a_queue_by_hand() -> None:
+    """Two wait and eight run, so three must end before ours begins; eight slots work on them, each
+    request of 1,000 tokens taking 20 s and its prompt of 400 a fifth of a second."""
+    taken = worker(
+        running=8,
+        waiting=2,
+        in_flight=10,
+        in_flight_output_tokens=10_000,
+        in_flight_prompt_tokens=4_000,
+    )
+    assert of_worker(taken, facts(), 100).queued_ms == pytest.approx(3 * 20_200 / 8)
+
+
+def test_without_knowing_what_runs_there_it_is_taken_for_more_of_the_same() -> None:
+    assert of_worker(worker(running=8), facts(), 100).queued_ms == pytest.approx(2_050 / 8)
+
+
+def test_our_own_count_is_ahead_of_a_report_within_a_burst() -> None:
+    assert occupancy(worker(running=1, in_flight=5)) == 5
+    assert occupancy(worker(running=3, waiting=4, in_flight=5)) == 7
+    assert not has_room(worker(in_flight=16))
+
+
+def test_room_is_slots_and_queue() -> None:
+    assert has_room(worker(running=8, waiting=7))
+    assert not has_room(full())
+    assert not has_room(worker(slots=1, queue_limit=0, running=1))
+
+
+def test_before_anything_was_measured() -> None:
+    found = of_worker(worker(decode_tokens_per_s=0.0, prefill_tokens_per_s=0.0), facts(), 2_000)
+    assert found.ttft_ms == pytest.approx(
+        1000.0 * (2_000 / latency.PREFILL_TOKENS_PER_S + 1 / latency.DECODE_TOKENS_PER_S)
+    )
+    there = of_cloud(cloud(), facts())
+    assert there.ttft_ms == latency.CLOUD_TTFT_MS
+
+
+def test_the_cloud_by_what_was_measured() -> None:
+    found = of_cloud(cloud(ttft_ewma_ms=300.0, decode_tokens_per_s=100.0), facts())
+    assert (found.ttft_ms, found.finish_ms) == (300.0, 1_300.0)
+
+
+WORKERS: st.SearchStrategy[WorkerState] = st.builds(
+    worker,
+    slots=st.integers(0, 8),
+    running=st.integers(0, 12),
+    waiting=st.integers(0, 12),
+    in_flight=st.integers(0, 20),
+    in_flight_output_tokens=st.integers(0, 100_000),
+    in_flight_prompt_tokens=st.integers(0, 100_000),
+    decode_tokens_per_s=st.sampled_from([0.0, 1.0, 80.0]),
+    prefill_tokens_per_s=st.sampled_from([0.0, 100.0, 9_000.0]),
+)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"waiting": 1},
+        {"running": 1},
+        {"in_flight_output_tokens": 500},
+        {"in_flight_prompt_tokens": 500},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+@given(state=WORKERS, prompt=st.integers(0, 30_000))
+def test_more_work_there_is_never_sooner(
+    more: dict[str, Any], state: WorkerState, prompt: int
+) -> None:
+    added = replace(state, **{name: getattr(state, name) + by for name, by in more.items()})
+    before, after = (of_worker(one, facts(), prompt) for one in (state, added))
+    assert after.ttft_ms >= before.ttft_ms
+    assert after.finish_ms >= before.finish_ms
+    assert has_room(state) or not has_room(added)
+
+
+@given(state=WORKERS, prompt=st.integers(0, 30_000))
+def test_a_longer_prompt_or_a_longer_answer_is_never_sooner(
+    state: WorkerState, prompt: int
+) -> None:
+    one = of_worker(state, facts(), prompt)
+    assert of_worker(state, facts(), prompt + 100).ttft_ms >= one.ttft_ms
+    longer = of_worker(state, facts(output_tokens_likely=200), prompt)
+    assert longer.finish_ms >= one.finish_ms
+    assert 0.0 <= one.queued_ms < one.ttft_ms <= one.finish_ms

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from policies.sensitivity import permit
+from policies.types import Capability, ImageSize, Site
+from policies.weigh import (
+    Weighed,
+    cloud_image_tokens_max,
+    funds_of,
+    local_image_tokens,
+    slot_cost,
+    weigh_clouds,
+)
+from tests.policies.builders import (
+    CARD,
+    NOW_S,
+    TRAITS,
+    budget,
+    cloud,
+    facts,
+    rules,
+    snapshot,
+)
+
+
+def test_funds_are_the_least_that_is_left_of_any_scope() -> None:
+    world = snapshot(
+        budgets=(
+            budget("tenant:acme", limit=100, posted=30),
+            budget("model:glm", limit=90, posted=50, held=40),
+            budget("backend:cloud", limit=10, posted=0),
+            budget("tenant:other", limit=0),
+        )
+    )
+    assert funds_of(facts(), Site.LOCAL, world).left_nano == 40
+    assert funds_of(facts(), Site.CLOUD, world).left_nano == 10
+    assert funds_of(facts(), Site.CLOUD, world).scopes[-2:] == ("model:glm", "backend:cloud")
+
+
+def test_without_a_budget_there_is_no_end_to_it() -> None:
+    assert funds_of(facts(), Site.CLOUD, snapshot()).left_nano == 2**53 - 1
+
+
+def _cloud_hold(**changes: object) -> Weighed:
+    asked = facts(**changes)
+    world = snapshot(clouds=(cloud("small"),))
+    route = rules().routes["glm"]
+    funds = funds_of(asked, Site.CLOUD, world)
+    (found,) = weigh_clouds(asked, route, permit(asked), world, funds, rules(), NOW_S)
+    return found
+
+
+def test_a_cloud_hold_covers_the_pictures_and_what_the_model_can_say() -> None:
+    text = _cloud_hold().hold_nano
+    assert text == 200 * 100 + 1_000 * 1_000
+    pictures = _cloud_hold(images=(ImageSize(width=336, height=336),)).hold_nano - text
+    assert pictures == 5_120 * 100, "no rule is known for the card's model: the most of any"
+    remote = _cloud_hold(remote_images=2).hold_nano - text
+    assert remote == 2 * 5_120 * 100
+    longest = _cloud_hold(output_tokens_max=60_000).hold_nano
+    assert longest == 200 * 100 + TRAITS.output_tokens_max * 1_000
+
+
+def test_pictures_that_nobody_sends_cost_nothing() -> None:
+    assert cloud_image_tokens_max(CARD, "no such model", facts()) == 0
+    assert local_image_tokens(TRAITS, facts()) == 0
+
+
+def test_a_picture_that_the_processor_refuses() -> None:
+    asked = facts(images=(ImageSize(width=0, height=5),))
+    assert local_image_tokens(TRAITS, asked) is None
+
+
+@given(st.integers(0, 10**9), st.integers(1, 64))
+def test_the_slots_of_a_server_together_pay_for_all_of_it(slot_ms: int, slots: int) -> None:
+    whole = slot_cost(rules(), 1, slot_ms)
+    share = slot_cost(rules(), slots, slot_ms)
+    assert whole <= share * slots < whole + slots
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_a_worker_that_reports_no_slots_pays_for_all(slots: int) -> None:
+    assert slot_cost(rules(), slots, 1_000) == 800_000
+
+
+def test_what_a_request_needs_must_be_there_and_without_a_permit_nothing_is_looked_at() -> None:
+    plain = cloud("small", traits=replace(TRAITS, capabilities=frozenset({Capability.VISION})))
+    world = snapshot(clouds=(plain,))
+    asked = facts(needs=frozenset({Capability.TOOLS}))
+    route, funds = rules().routes["glm"], funds_of(asked, Site.CLOUD, world)
+    for leave, verdict in ((permit(asked), "unfit"), (None, "label")):
+        found = weigh_clouds(asked, route, leave, world, funds, rules(), NOW_S)
+        assert [w.verdict for w in found] == [verdict]
