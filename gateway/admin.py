@@ -80,7 +80,11 @@ def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
 
     async def delete_budget(request: web.Request) -> web.Response:
         scope, period = request.query.get("scope", ""), request.query.get("period", "")
-        if not await gateway.ledger.delete_budget(scope, period):
+        try:
+            known = await gateway.ledger.delete_budget(scope, period, now_s=time.time())
+        except ValueError as error:
+            raise GatewayError(400, "invalid_value", str(error)) from None
+        if not known:
             text = f"there is no budget {scope!r} with period {period!r}"
             raise GatewayError(404, "not_found", text)
         return await list_budgets(request)

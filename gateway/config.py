@@ -184,6 +184,11 @@ class Config(Section, frozen=True, kw_only=True):
         return seen
 
 
+def inherited() -> dict[str, str]:
+    """A copy of this process's environment, for child processes."""
+    return dict(os.environ)
+
+
 def _read_file(file: Path, *, required: bool) -> Node:
     try:
         text = file.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from msgspec.structs import replace
 from backends.chat import ChatRequest
 from gateway.errors import GatewayError, insufficient_quota
 from gateway.ledger import Exhausted, LedgerUnavailable
-from gateway.rows import Row
+from gateway.rows import Outcome, Row, RowState
 from gateway.wire.base import Asked
+from policies.budget import posted_of
 from policies.charge import Charge, charge
 from policies.exchange import Event, Phase, Resolve, Step, Then, step
 from policies.types import (
@@ -92,7 +94,8 @@ class Exchange:
         self._attempts = 0
         self._route: str | None = None
         self._reason = why.reason
-        self._charge: Charge | None = None
+        self._cost_nano = 0  # of all attempts together, as the books have it
+        self._saved_nano = 0
         self._exhausted: Exhausted | None = None
 
     @property
@@ -131,7 +134,7 @@ class Exchange:
         )
         return run.draft
 
-    async def settle(self, run: Run, taken: Step, *, outcome: str) -> None:
+    async def settle(self, run: Run, taken: Step, *, outcome: Outcome) -> None:
         """Resolves the hold of an attempt that is over, and remembers what it cost.
 
         Never raises for a ledger that cannot be reached: the settlement is then repeated in the
@@ -144,7 +147,7 @@ class Exchange:
         if taken.resolve is Resolve.VOID:
             await self.give_back(run)
             return
-        self._charge = charge(
+        charged = charge(
             taken.resolve,
             attempt,
             self.facts,
@@ -152,19 +155,22 @@ class Exchange:
             elapsed_ms=int(elapsed_ms),
             rules=self._gateway.rules,
         )
-        row = self._row(run, self._charge, outcome, final=taken.then is not Then.NEXT)
-        if run.usage is not None and outcome == "ok":
+        row = self._row(run, charged, outcome, final=taken.then is not Then.NEXT)
+        if outcome is Outcome.OK:
             self._gateway.world.succeeded(
                 attempt,
                 self.facts.model,
-                ttft_ms=run.ttft_ms or elapsed_ms,
+                ttft_ms=run.ttft_ms if self.facts.stream else None,
                 total_ms=elapsed_ms,
-                output_tokens=run.usage.completion_tokens,
+                output_tokens=run.usage.completion_tokens if run.usage is not None else None,
             )
         try:
-            await self._gateway.ledger.settle(run.hold_id, row)
+            posted_nano = (await self._gateway.ledger.settle(run.hold_id, row)).posted_nano
         except LedgerUnavailable:
             self._gateway.later(self._settle_again(run.hold_id, row))
+            posted_nano = posted_of(charged.posted_nano, attempt.hold_nano)
+        self._cost_nano += posted_nano
+        self._saved_nano += replace(row, posted_nano=posted_nano).saved_nano
         self._log_line(row)
 
     async def _settle_again(self, hold_id: str, row: Row) -> None:
@@ -178,13 +184,11 @@ class Exchange:
                 await self._gateway.ledger.settle(hold_id, row)
 
     async def give_back(self, run: Run) -> None:
-        """Voids a hold that certainly was not billed. If Redis is away, the sweeper does it."""
-        try:
+        """Voids a hold that certainly was not billed. The ledger repeats it if Redis is away."""
+        with suppress(LedgerUnavailable):
             await self._gateway.ledger.void(run.hold_id)
-        except LedgerUnavailable:
-            _log.warning("hold_not_voided", hold_id=run.hold_id)
 
-    def _row(self, run: Run, charged: Charge, outcome: str, *, final: bool) -> Row:
+    def _row(self, run: Run, charged: Charge, outcome: Outcome, *, final: bool) -> Row:
         usage = run.usage or Usage(prompt_tokens=0, completion_tokens=0)
         assert run.draft is not None
         return replace(
@@ -199,7 +203,7 @@ class Exchange:
             posted_nano=charged.posted_nano,
             cloud_nano=charged.cloud_nano,
             tier=charged.tier,
-            state=charged.state,
+            state=RowState(charged.state),
             flags=charged.flags,
             outcome=outcome,
             finish_reason=run.finish_reason,
@@ -211,6 +215,7 @@ class Exchange:
 
     def exhausted(self, attempt: Attempt, found: Exhausted) -> None:
         """A budget had no room for an attempt; the next one may draw on others."""
+        self._attempts -= 1  # it was drafted and not sent
         self._exhausted = self._exhausted or found
         self._route = f"{attempt.site.value}:{attempt.target}"
 
@@ -243,9 +248,8 @@ class Exchange:
     def headers(self) -> dict[str, str]:
         """The decision and the money, as response headers."""
         headers = self._decision_headers(self._route, self._reason)
-        charged = self._charge
-        headers["x-yuzui-cost-cny"] = cny(charged.posted_nano if charged else 0)
-        headers["x-yuzui-saved-cny"] = cny(self._saved_nano())
+        headers["x-yuzui-cost-cny"] = cny(self._cost_nano)
+        headers["x-yuzui-saved-cny"] = cny(self._saved_nano)
         return headers
 
     def stream_headers(self, run: Run) -> dict[str, str]:
@@ -255,14 +259,13 @@ class Exchange:
 
     def note(self) -> dict[str, object]:
         """The `yuzui` object in the last chunk of a stream; amounts in CNY."""
-        charged = self._charge
         note: dict[str, object] = {
             "request_id": self.facts.request_id,
             "route": self._route,
             "reason": self._reason.value,
             "attempts": self._attempts,
-            "cost_cny": (charged.posted_nano if charged else 0) / NANO_PER_CNY,
-            "saved_cny": self._saved_nano() / NANO_PER_CNY,
+            "cost_cny": self._cost_nano / NANO_PER_CNY,
+            "saved_cny": self._saved_nano / NANO_PER_CNY,
         }
         if self.facts.label.note:
             note["sensitivity_note"] = self.facts.label.note
@@ -282,12 +285,6 @@ class Exchange:
             headers["x-yuzui-sensitivity-note"] = label.note
         return headers
 
-    def _saved_nano(self) -> int:
-        charged = self._charge
-        if charged is None or charged.cloud_nano is None:
-            return 0
-        return charged.cloud_nano - charged.posted_nano
-
     # ------------------------------------------------------------ the log
 
     def _log_line(self, row: Row) -> None:
@@ -296,7 +293,7 @@ class Exchange:
             request_id=row.request_id,
             tenant=row.tenant,
             route=self._route,
-            reason=row.reason.value,
+            reason=row.reason,
             label=row.label,
             outcome=row.outcome,
             tokens_in=row.prompt_tokens,

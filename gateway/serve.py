@@ -20,6 +20,7 @@ from gateway.facts import facts_of, new_request_id
 from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable
 from gateway.record import Exchange, Run
 from gateway.relay import Relay
+from gateway.rows import Outcome
 from gateway.tasks import spawn
 from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
 HOLD_GRACE_S = 30.0
+_OUTCOMES = {
+    Kind.TIMEOUT_FIRST: Outcome.TIMEOUT,
+    Kind.TIMEOUT_IDLE: Outcome.TIMEOUT,
+    Kind.TIMEOUT_TOTAL: Outcome.TIMEOUT,
+    Kind.BROKEN: Outcome.BROKEN,
+}
 
 
 async def serve(gateway: Gateway, request: web.Request, dialect: Dialect) -> web.StreamResponse:
@@ -81,7 +88,9 @@ class _Attempts:
             except Failure as failure:
                 more = failure.elsewhere and number + 1 < len(attempts)
                 taken = self._advance_failed(run, failure, more=more)
-                await self._exchange.settle(run, taken, outcome=failure.kind.value)
+                await self._exchange.settle(
+                    run, taken, outcome=_OUTCOMES.get(failure.kind, Outcome.FAILED)
+                )
                 if taken.then is Then.BREAK:
                     return await self._break(failure)
                 error = errors.of_failure(failure, pinned=self._exchange.pinned)
@@ -106,9 +115,7 @@ class _Attempts:
         )
         try:
             reserved = await self._gateway.ledger.reserve(hold, now_s)
-        except LedgerUnavailable as unavailable:
-            if unavailable.ambiguous:
-                spawn(self._exchange.give_back(run), name="void")
+        except LedgerUnavailable:  # it gives back by itself what it may have held
             text = "the books cannot be reached; nothing was sent and nothing is charged"
             raise GatewayError(503, "ledger_unavailable", text, retry_after_s=1) from None
         if isinstance(reserved, Exhausted):
@@ -132,8 +139,8 @@ class _Attempts:
             except (asyncio.CancelledError, ConnectionResetError):
                 if not run.over:  # else the answer was complete and only its tail was not taken
                     taken = run.advance(Event.CLIENT_GONE)
-                    settling = self._exchange.settle(run, taken, outcome="client_gone")
-                    spawn(settling, name="settle")  # this task is being cancelled
+                    settling = self._exchange.settle(run, taken, outcome=Outcome.CLIENT_GONE)
+                    self._gateway.later(settling)  # this task is being cancelled
                 raise
             finally:
                 if reply is not None:
@@ -166,7 +173,9 @@ class _Attempts:
         body, usage = await reply.body()
         taken = run.finished(usage)
         answer = self._dialect.answer(body)
-        await asyncio.shield(spawn(self._exchange.settle(run, taken, outcome="ok"), name="settle"))
+        await asyncio.shield(
+            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
+        )
         return web.Response(
             body=answer, content_type="application/json", headers=self._exchange.headers()
         )
@@ -180,7 +189,9 @@ class _Attempts:
             if out:
                 await self._write(out, run)
         taken = run.finished(relay.usage, relay.finish_reason)
-        await asyncio.shield(spawn(self._exchange.settle(run, taken, outcome="ok"), name="settle"))
+        await asyncio.shield(
+            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
+        )
         await self._write(relay.tail(self._exchange.note()), run)
         assert self._response is not None
         await self._response.write_eof()

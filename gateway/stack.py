@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway import embedded
 from gateway.config import Config
 from gateway.data_dir import DataDir, Running
+from gateway.embedded import EmbeddedServer
 from gateway.keys import issue, make_private_key, public_jwk
 from gateway.processes import Child
 
@@ -41,14 +41,22 @@ class Stack:
     """What `yuzui up` runs. environ: settings for the children come from here and from `config`."""
 
     def __init__(
-        self, config: Config, *, environ: Mapping[str, str], say: Callable[[str], None]
+        self,
+        config: Config,
+        *,
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        emulate_cloud: bool = False,
     ) -> None:
         self.data = DataDir(config.data_dir)
         self.config = self.data.with_admin_token(config)
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
         self._say = say
         self._lock: IO[bytes] | None = None
-        self._books: embedded.Embedded | None = None
+        self._books: EmbeddedServer | None = None
+        self._emulate_cloud = emulate_cloud
+        self._emulator: Child | None = None
+        self.emulator_url = ""
         self.workers: list[Child] = []
         self.gateways: list[Child] = []
         self.token: str | None = None
@@ -59,20 +67,29 @@ class Stack:
         self._lock = self.data.lock()
         self._own_key()
         await self._start_books()
+        if self._emulate_cloud:
+            await self._start_emulator()
         await self._start_workers()
         await self._start_gateways()
-        running = Running(
-            pid=os.getpid(),
-            url=f"http://{reachable(self.config.host)}:{self.config.port}",
-            admin_url=f"http://{reachable(self.config.admin_host)}:{self.config.admin_port}",
-        )
+        running = Running(pid=os.getpid(), url=self.url, admin_url=self.admin_url)
         self.data.write_running(running)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it from this machine."""
+        return f"http://{_reachable(self.config.host)}:{self.config.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{_reachable(self.config.admin_host)}:{self.config.admin_port}"
 
     async def stop(self) -> None:
         """Drains and stops what was started, top down; the books are saved."""
         patience_s = self.config.limits.drain_s + 5.0
         await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
         await asyncio.gather(*(child.stop(WORKER_STOP_S) for child in self.workers))
+        if self._emulator is not None:
+            await self._emulator.stop(patience_s)
         if self._books is not None:
             await self._books.stop()
         self.data.forget_running()
@@ -103,9 +120,21 @@ class Stack:
 
     async def _start_books(self) -> None:
         if self.config.redis_url is None:
-            self._books = await embedded.start(self.data.path, strict=self.config.strict)
+            self._books = await EmbeddedServer.start(self.data.path, strict=self.config.strict)
             self.config = msgspec.structs.replace(self.config, redis_url=self._books.url)
         self._environ["YUZUI_REDIS_URL"] = self.config.redis_url or ""
+
+    async def _start_emulator(self) -> None:
+        port = _free_port()
+        command = [sys.executable, "-m", "backends.ark.emulator", "--port", str(port)]
+        self._emulator = self._child("ark-emulator", command)
+        self.emulator_url = f"http://127.0.0.1:{port}"
+        await self._emulator.start()
+        await self._wait(self._emulator, f"{self.emulator_url}/emulator/stats")
+        ark = msgspec.structs.replace(self.config.ark, base_url=f"{self.emulator_url}/api/v3")
+        self.config = msgspec.structs.replace(self.config, ark=ark)
+        key = ark.api_key.reveal() if ark.api_key is not None else ""
+        self._environ |= {"YUZUI_ARK_BASE_URL": ark.base_url, "ARK_API_KEY": key}
 
     async def _start_workers(self) -> None:
         urls = []
@@ -144,8 +173,7 @@ class Stack:
         ):
             _check_free(host, port)
         await asyncio.gather(*(child.start() for child in self.gateways))
-        url = f"http://{reachable(self.config.host)}:{self.config.port}/readyz"
-        await self._wait(self.gateways[0], url)
+        await self._wait(self.gateways[0], f"{self.url}/readyz")
 
     def _child(self, name: str, command: list[str]) -> Child:
         return Child(name, command, env=self._environ, logs=self.data.logs, say=self._say)
@@ -153,7 +181,7 @@ class Stack:
     async def _wait(self, child: Child, url: str) -> None:
         deadline_s = time.monotonic() + START_PATIENCE_S
         while time.monotonic() < deadline_s:
-            if await asyncio.to_thread(_answers, url):
+            if await asyncio.to_thread(answers, url):
                 return
             if child.failures >= FAILURES_MAX:
                 break
@@ -162,7 +190,7 @@ class Stack:
         raise StartFailed(f"{text}\n{_tail(child.log_file)}")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether the URL answers 200. Only ever asked of our own children on loopback."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2.0)
@@ -192,7 +220,7 @@ def _check_free(host: str, port: int) -> None:
             raise StartFailed(f"{text}; set YUZUI_PORT and YUZUI_ADMIN_PORT to free ones") from None
 
 
-def reachable(host: str) -> str:
+def _reachable(host: str) -> str:
     """A host to connect to, for one to listen on."""
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 

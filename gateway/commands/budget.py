@@ -15,9 +15,12 @@ from gateway.admin_client import AdminClient, AdminError
 from gateway.commands.options import add_config, load_config
 from gateway.record import cny
 from gateway.tables import table
-from policies.budget import PERIODS
-from policies.types import NANO_PER_CNY
+from policies.budget import Period
+from policies.types import MONEY_NANO_MAX, NANO_PER_CNY
 
+_PERIODS = [period.value for period in Period]
+_NANO = Decimal(1) / NANO_PER_CNY
+_CNY_MAX = MONEY_NANO_MAX // NANO_PER_CNY  # what a counter holds exactly
 _SCOPES = "kind:name, kind one of org, tenant, key, user, model, backend"
 
 
@@ -32,12 +35,12 @@ def main(argv: Sequence[str]) -> int:
     put = act.add_parser("set", help="set or change a limit")
     put.add_argument("scope", help=f"{_SCOPES}; backend:cloud is everything sent to Ark")
     put.add_argument("--limit-cny", required=True, help="such as 0.05; at most nine decimals")
-    put.add_argument("--period", choices=PERIODS, default="month", help="(default: month)")
+    put.add_argument("--period", choices=_PERIODS, default="month", help="(default: month)")
     put.add_argument("--zone", help="IANA time zone of its midnights (default: the gateway's)")
     show = act.add_parser("list", help="limits, and what is posted and held")
     drop = act.add_parser("remove", help="remove a limit")
     drop.add_argument("scope", help=_SCOPES)
-    drop.add_argument("--period", choices=PERIODS, default="month", help="(default: month)")
+    drop.add_argument("--period", choices=_PERIODS, default="month", help="(default: month)")
     for each in (put, show, drop):
         add_config(each)
         each.add_argument("--json", action="store_true", help="print JSON")
@@ -67,12 +70,14 @@ def _act(args: argparse.Namespace, client: AdminClient) -> list[dict[str, Any]]:
 def nano(text: str) -> int:
     """Yuan as written to nano-CNY, exactly. Raises ValueError."""
     try:
-        amount = Decimal(text) * NANO_PER_CNY
+        amount = Decimal(text)
     except InvalidOperation:
         raise ValueError(f"{text!r} is not an amount in CNY such as 0.05") from None
-    if not amount.is_finite() or amount != amount.to_integral_value() or amount < 0:
-        raise ValueError(f"{text!r} is not an amount in CNY with at most nine decimals")
-    return int(amount)
+    if not amount.is_finite() or not 0 <= amount <= _CNY_MAX:
+        raise ValueError(f"{text!r} is not an amount from 0 to {_CNY_MAX} CNY")
+    if amount != amount.quantize(_NANO):  # compared exactly, whatever the number of digits
+        raise ValueError(f"{text!r} has more than nine decimals")
+    return int(amount * NANO_PER_CNY)
 
 
 def _as_json(budgets: list[dict[str, Any]]) -> str:

@@ -7,17 +7,18 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from gateway.commands.options import add_config, load_config
-from gateway.config import Config
+from gateway.config import Config, inherited
 from gateway.data_dir import InUse
 from gateway.embedded import EmbeddedError
 from gateway.keys import KeyUnusable
-from gateway.stack import Stack, StartFailed, reachable
+from gateway.stack import Stack, StartFailed
 
 _BANNER = """
 Yuzui is ready.
@@ -71,20 +72,27 @@ def main(argv: Sequence[str]) -> int:
     return asyncio.run(_run(config, args.config))
 
 
-async def _run(config: Config, file: os.PathLike[str] | None) -> int:
+async def _run(config: Config, file: Path | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    environ = dict(os.environ)
+    return await run_stack(make_stack(config, file), stop)
+
+
+def make_stack(config: Config, file: Path | None, *, emulate_cloud: bool = False) -> Stack:
+    """The parts as settings and file say; their processes read the same file."""
+    environ = inherited()
     if file is not None:
-        environ["YUZUI_CONFIG"] = os.fspath(file)
-    stack = Stack(config, environ=environ, say=lambda text: print(text, flush=True))
-    return await run_stack(stack, stop)
+        environ["YUZUI_CONFIG"] = str(file.absolute())
+    say = partial(print, flush=True)
+    return Stack(config, environ=environ, say=say, emulate_cloud=emulate_cloud)
 
 
-async def run_stack(stack: Stack, stop: asyncio.Event) -> int:
-    """Starts, shows where it listens, waits for `stop`, drains. Returns the exit code."""
+async def run_stack(
+    stack: Stack, stop: asyncio.Event, *, then: Callable[[], Awaitable[None]] | None = None
+) -> int:
+    """Starts, shows where it listens, does `then`, waits for `stop`, drains; the exit code."""
     print("starting the books, the workers and the gateway ...", flush=True)
     starting = asyncio.ensure_future(stack.start())  # noqa: TID251 - awaited right below
     stopping = asyncio.ensure_future(stop.wait())  # noqa: TID251
@@ -95,6 +103,11 @@ async def run_stack(stack: Stack, stop: asyncio.Event) -> int:
             return 130
         starting.result()
         print(_banner(stack), flush=True)
+        if then is not None:
+            doing = asyncio.ensure_future(then())  # noqa: TID251
+            await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                doing.result()
         await stopping
         print("draining ...", flush=True)
         return 0
@@ -111,8 +124,8 @@ def _banner(stack: Stack) -> str:
     hello_file = data.path / "hello.json"
     hello_file.write_bytes(msgspec.json.encode(_HELLO))
     return _BANNER.format(
-        url=f"http://{reachable(config.host)}:{config.port}",
-        admin_url=f"http://{reachable(config.admin_host)}:{config.admin_port}",
+        url=stack.url,
+        admin_url=stack.admin_url,
         cloud=config.ark.base_url if config.ark.enabled else "off (set ARK_API_KEY)",
         workers=", ".join(config.workers) or "none",
         data=_short(data.path),
