@@ -68,6 +68,7 @@ class Egress:
         self._connections_max = connections_max
         self._keepalive_s = keepalive_s
         self._session: aiohttp.ClientSession | None = None
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._closed = False
         for base_url in allowed:
             self.allow(base_url)
@@ -106,6 +107,8 @@ class Egress:
     async def close(self) -> None:
         """Closes every connection. Calls that are under way end with BROKEN."""
         self._closed = True
+        for watch in tuple(self._watches):
+            watch.cut()
         if self._session is not None:
             await self._session.close()
 
@@ -153,6 +156,7 @@ class Egress:
         timeouts: Timeouts,
     ) -> Wire:
         watch = Watch(timeouts)
+        self._watches.add(watch)
         _CURRENT.set(watch)
         try:
             response = await self._client().request(
@@ -172,10 +176,10 @@ class Egress:
         except BaseException:
             watch.cut()  # cancelled: the engine must see it now
             raise
+        watch.answered(response.close)
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.lower() != "identity":
             watch.cut()
-            response.close()
             raise _broken("the engine sent a compressed answer that nobody asked for")
         return Wire(response, watch)
 
@@ -199,7 +203,7 @@ class Wire:
         async for data in self.chunks():
             size += len(data)
             if size > limit_bytes:
-                self._cut()
+                self._watch.cut()
                 raise _broken("the engine's answer is longer than allowed")
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -215,20 +219,20 @@ class Wire:
             try:
                 data = await content.readany()
             except (aiohttp.ClientError, OSError):
-                self._cut()
+                self._watch.cut()
                 raise watch.failure() or _broken("the engine cut the answer short") from None
             except BaseException:
-                self._cut()  # cancelled: the engine must see it now
+                watch.cut()  # cancelled: the engine must see it now
                 raise
             watch.arrived()
             if not data:
                 if (late := watch.failure()) is not None:
                     raise late
-                watch.stop()
+                watch.done()
                 return
             size += len(data)
             if size > STREAM_BYTES_MAX:
-                self._cut()
+                self._watch.cut()
                 raise _broken("the engine's answer is longer than allowed")
             yield data
 
@@ -238,7 +242,7 @@ class Wire:
         content = self._response.content
         loop = asyncio.get_running_loop()
         if not content.is_eof():
-            timer = loop.call_later(grace_s, self._cut)
+            timer = loop.call_later(grace_s, self._watch.cut)
             try:
                 while await content.readany():
                     pass
@@ -252,14 +256,11 @@ class Wire:
 
     async def close(self) -> None:
         """Keeps the connection when the body was received to its end, else cuts it at once."""
-        if not self._response.content.is_eof():
-            self._cut()
-        self._watch.stop()
-        self._response.release()
-
-    def _cut(self) -> None:
-        self._watch.cut()
-        self._response.close()
+        if self._response.content.is_eof():
+            self._watch.done()
+            self._response.release()
+        else:
+            self._watch.cut()
 
 
 class _NotSent(Exception):

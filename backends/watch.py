@@ -11,6 +11,7 @@ The limit of connecting is not kept here: before there is a connection there is 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from backends.base import Billed, Failure, Kind, Timeouts
@@ -27,6 +28,7 @@ class Watch:
     """The clock of one call: phases connect -> first -> idle, and the total over all of them."""
 
     __slots__ = (
+        "__weakref__",
         "_due",
         "_fired",
         "_first_due",
@@ -36,6 +38,7 @@ class Watch:
         "_total_due",
         "_transport",
         "_waiting",
+        "_wake",
         "connection",
         "reused",
         "sent",
@@ -52,8 +55,13 @@ class Watch:
         self._handle: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
+        self._wake: Callable[[], None] | None = None
         self.reused = False
         self.sent = False  # a byte of the request may have left
+
+    def answered(self, wake: Callable[[], None]) -> None:
+        """The head of the answer is in. `wake` ends the wait for its body when it is cut."""
+        self._wake = wake
 
     def connected(self, connection: Connection, *, reused: bool) -> None:
         self.connection = connection
@@ -88,10 +96,10 @@ class Watch:
             self._due = self._loop.time() + self._times.idle_s
             self._arm()
 
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+    def done(self) -> None:
+        """The answer was received to its end: nothing is left to be cut."""
+        self._stop()
+        self._transport = self.connection = self._wake = None
 
     def cut(self) -> None:
         """Closes the socket now, whatever is still in its buffers.
@@ -99,13 +107,13 @@ class Watch:
         A connection that went back to the pool (its body has ended) may serve another call already:
         it is left alone, unless it is being closed anyway and waits for its buffers.
         """
-        self.stop()
-        transport, connection = self._transport, self.connection
-        self._transport = self.connection = None
-        if transport is None or connection is None:
-            return
-        if connection.transport is transport or transport.is_closing():
-            transport.abort()
+        transport, connection, wake = self._transport, self.connection, self._wake
+        self.done()
+        if transport is not None and connection is not None:
+            if connection.transport is transport or transport.is_closing():
+                transport.abort()
+        if wake is not None:
+            wake()
 
     def failure(self) -> Failure | None:
         """The limit that was broken, if one was."""
@@ -113,8 +121,13 @@ class Watch:
             return None
         return Failure(self._fired, _LATE[self._fired], billed=Billed.MAYBE)
 
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
     def _arm(self) -> None:
-        self.stop()
+        self._stop()
         due = self._due if self._due < self._total_due else self._total_due
         self._handle = self._loop.call_at(due, self._fire)
 

@@ -504,7 +504,7 @@ async def test_the_end_of_one_call_never_cuts_the_next_on_its_connection(egress:
         assert await first.read(10) == b"{}"
         second = await post(egress, server)  # on the same connection
         await first.close()
-        first._cut()
+        first._watch.cut()
         assert await second.read(10) == b"{}"
         assert server.connections == 1
 
@@ -518,3 +518,74 @@ async def test_closed_egress(egress: Egress) -> None:
 async def test_limits_are_four_and_all_set() -> None:
     with pytest.raises(TypeError):
         Timeouts(connect_s=1, first_s=1, idle_s=1)  # type: ignore[call-arg]
+
+
+async def test_a_refusal_before_the_upload_is_read_is_an_answer(egress: Egress) -> None:
+    async def full(server: Server, reader: Reader, writer: Writer) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        server.requests.append((head, b""))
+        writer.write(b"HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nfull")
+        await server.until_left(reader)
+
+    async with serving(full) as server:
+        for number in (1, 2):
+            wire = await post(egress, server, b"x" * 30_000_000)
+            assert (wire.status, await wire.read(10)) == (503, b"full")
+            await wire.close()
+            assert server.connections == number  # half of a request stands on the first one
+
+
+async def test_closing_the_egress_ends_what_is_under_way(egress: Egress) -> None:
+    async def quiet(server: Server, reader: Reader, writer: Writer) -> None:
+        await server.request(reader)
+        writer.write(STREAM + chunk(b"data: 1\n\n"))
+        await server.until_left(reader)
+
+    async with serving(quiet) as server:
+        wire = await post(egress, server)
+        got: list[bytes] = []
+
+        async def close_soon() -> None:
+            await until(lambda: bool(got))
+            await egress.close()
+
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(close_soon())
+            failure = await failing(collect(wire, got))
+        assert failure.kind is Kind.BROKEN
+        await asyncio.wait_for(server.left.wait(), 20)
+
+
+async def test_a_forgotten_answer_is_cut_by_its_time_limit(egress: Egress) -> None:
+    async with serving(drip) as server:
+        await post(egress, server, total_s=0.2)
+        await asyncio.wait_for(server.left.wait(), 20)
+
+
+async def test_no_tls_where_tls_is_asked_for_is_connect(egress: Egress) -> None:
+    async def plain(server: Server, reader: Reader, writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 400 x\r\ncontent-length: 0\r\n\r\n")
+        await server.until_left(reader)
+
+    async with serving(plain) as server:
+        url = server.url.replace("http:", "https:")
+        egress.allow(url)
+        failure = await failing(
+            egress.open("POST", url, headers=JSON, body=b"{}", timeouts=PATIENT)
+        )
+        assert (failure.kind, failure.billed) == (Kind.CONNECT, Billed.NO)
+
+
+async def test_a_name_that_does_not_resolve_is_connect(
+    egress: Egress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    egress.allow("http://engine.test")
+    failure = await failing(
+        egress.open("POST", "http://engine.test/x", headers=JSON, body=b"{}", timeouts=PATIENT)
+    )
+    assert (failure.kind, failure.billed) == (Kind.CONNECT, Billed.NO)
+    assert "engine.test" not in failure.message
