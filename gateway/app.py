@@ -13,11 +13,13 @@ from typing import Any
 
 import structlog
 from aiohttp import web
-from backends.pool import Pool
+from msgspec.structs import replace
 
 from backends.ark.backend import ArkBackend
+from backends.ark.models import traits_of
 from backends.base import Backend, Timeouts
 from backends.egress import Egress
+from backends.pool import Pool
 from gateway.admin import admin_routes
 from gateway.admission import Admission
 from gateway.auth import Authenticator
@@ -28,7 +30,7 @@ from gateway.routes import errors_as_json, public_routes
 from gateway.snapshot import World
 from gateway.tasks import spawn
 from policies.price import LocalRate
-from policies.types import Attempt, Health, Principal, Site, SloClass
+from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
 from policies.weigh import Route, Rules
 
 _log = structlog.get_logger("yuzui.app")
@@ -59,7 +61,7 @@ class Gateway:
             self._ark = ArkBackend(self._egress, config.ark.base_url, config.ark.api_key.reveal())
         self.world = World(
             workers=self.pool.states,
-            clouds=self.rules.cloud_traits if self._ark is not None else {},
+            clouds=clouds_of(config) if self._ark is not None else {},
             budgets=ledger.views,
             clock=time.monotonic,
         )
@@ -159,12 +161,11 @@ def rules_of(config: Config) -> Rules:
     for name, model in config.models.items():
         route = Route(name=name, local=model.local, cloud=model.cloud)
         routes.update({spelled: route for spelled in (name, *model.aliases)})
-    catalogue = {name: model.traits() for name, model in config.ark.catalogue().items()}
-    wanted = {model for route in routes.values() for model in route.cloud}
+    prices = load_card(config.prices.card)
+    endpoints = {name: prices.price_of(model) for name, model in config.ark.endpoints.items()}
     return Rules(
         routes=routes,
-        cloud_traits={name: traits for name, traits in catalogue.items() if name in wanted},
-        prices=load_card(config.prices.card),
+        prices=replace(prices, models={**prices.models, **endpoints}),
         server_rate=LocalRate(nano_per_slot_s=config.local_cost.server_nano_per_s),
         ttft_target_ms={
             SloClass.INTERACTIVE: 1000.0 * config.limits.ttft_interactive_s,
@@ -172,6 +173,12 @@ def rules_of(config: Config) -> Rules:
         },
         local_total_s=config.limits.local.total_s,
     )
+
+
+def clouds_of(config: Config) -> dict[str, ModelTraits]:
+    """What is known of every cloud model that a public name can lead to."""
+    wanted = {name for model in config.models.values() for name in model.cloud}
+    return {name: traits_of(config.ark.endpoints.get(name, name)) for name in sorted(wanted)}
 
 
 async def serve_until(config: Config, stop: asyncio.Event) -> None:

@@ -23,7 +23,6 @@ from gateway.config_schema import (
     DEFAULT_CLOUD,
     Algorithm,
     ArkConfig,
-    ArkModelConfig,
     AuthConfig,
     KeyConfig,
     LimitsConfig,
@@ -42,7 +41,6 @@ from gateway.config_schema import (
 __all__ = [
     "Algorithm",
     "ArkConfig",
-    "ArkModelConfig",
     "AuthConfig",
     "Config",
     "ConfigError",

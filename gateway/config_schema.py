@@ -8,7 +8,6 @@ task, finding them is `config`'s.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +19,7 @@ from msgspec import Meta
 from backends.base import Timeouts
 from gateway.config_read import Invalid, Secret
 from policies.sensitivity import NAMES, LabelRules
-from policies.types import NANO_PER_CNY, Capability, ModelTraits, Sensitivity
+from policies.types import NANO_PER_CNY, Sensitivity
 
 Port = Annotated[int, Meta(ge=0, le=65_535, description="0: any free port")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400, description="seconds")]
@@ -113,55 +112,20 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             raise Invalid("local", "a model needs a local or a cloud name")
 
 
-class ArkModelConfig(Section, frozen=True, kw_only=True):
-    """One Ark model: what it can do, how it counts pictures, how much it takes a minute.
-
-    rpm, tpm: requests and tokens per minute that Ark allows the account; None: not known, and
-              learned from refusals
-    """
-
-    capabilities: tuple[Capability, ...] = (
-        Capability.VISION,
-        Capability.TOOLS,
-        Capability.STRUCTURED,
-    )
-    context_tokens: Tokens
-    output_tokens_max: Tokens
-    image_factor_px: Annotated[int, Meta(ge=1, le=1024)] = 42
-    image_pixels_min: Annotated[int, Meta(ge=1)] = 1_764
-    image_pixels_max: Annotated[int, Meta(ge=1)] = 2_257_920
-    rpm: Annotated[int, Meta(ge=1)] | None = None
-    tpm: Annotated[int, Meta(ge=1)] | None = None
-
-    def traits(self) -> ModelTraits:
-        """The same in the vocabulary of the decision."""
-        return ModelTraits(
-            capabilities=frozenset(self.capabilities),
-            context_tokens=self.context_tokens,
-            output_tokens_max=self.output_tokens_max,
-            image_factor_px=self.image_factor_px,
-            image_pixels_min=self.image_pixels_min,
-            image_pixels_max=self.image_pixels_max,
-        )
-
-
-# Limits of the default cloud model as published in October 2026: one million tokens of context,
-# 256k of output, one token a 42x42 square and 1280 tokens for a picture of detail `high`.
+# Sees pictures and is the cheapest of the current generation (Ark's list of October 2026).
 DEFAULT_CLOUD = "doubao-seed-2-1-lite-260915"
-DEFAULT_ARK_MODELS: Mapping[str, ArkModelConfig] = {
-    DEFAULT_CLOUD: ArkModelConfig(context_tokens=1_000_000, output_tokens_max=256_000)
-}
 
 
 class ArkConfig(Section, frozen=True, kw_only=True):
     """Volcano Engine Ark. Without an API key the cloud is off.
 
-    models: further models, or other limits for a known one; merged over the shipped default
+    endpoints: an endpoint's id (ep-...) says nothing of what stands behind it: the model id whose
+               limits, dialect and prices it has
     """
 
     base_url: str = "https://ark.cn-beijing.volces.com/api/v3"
     api_key: Secret | None = None
-    models: dict[Name, ArkModelConfig] = {}
+    endpoints: dict[Name, Name] = {}
 
     def __post_init__(self) -> None:
         check_url(self.base_url, "base_url")
@@ -169,10 +133,6 @@ class ArkConfig(Section, frozen=True, kw_only=True):
     @property
     def enabled(self) -> bool:
         return self.api_key is not None
-
-    def catalogue(self) -> dict[str, ArkModelConfig]:
-        """The shipped models with the configured ones over them."""
-        return {**DEFAULT_ARK_MODELS, **self.models}
 
 
 class SensitivityConfig(Section, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import msgspec
 from multidict import CIMultiDictProxy
 
 from backends import media
-from backends.chat import ChatRequest, ImagePart, TextPart
+from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
 from policies import sensitivity, tokens
@@ -51,7 +51,7 @@ def facts_of(
     if principal.models and name not in principal.models and model not in principal.models:
         text = f"this token allows the models {', '.join(principal.models)}, not {model!r}"
         raise GatewayError(403, "model_not_allowed", text, param="model")
-    pictures = [part.image_url.url for part in _parts(chat) if isinstance(part, ImagePart)]
+    pictures = [part.image_url for part in _parts(chat) if isinstance(part, ImagePart)]
     if len(pictures) > IMAGES_MAX:
         text = f"{len(pictures)} pictures in one request; at most {IMAGES_MAX}"
         raise GatewayError(400, "too_many_images", text, param="messages")
@@ -73,8 +73,8 @@ def facts_of(
         side=side,
         label=label,
         needs=_needs(chat),
-        images=tuple(_size(url) for url in pictures if not media.is_remote(url)),
-        remote_images=sum(media.is_remote(url) for url in pictures),
+        images=tuple(_size(picture) for picture in pictures if not media.is_remote(picture.url)),
+        remote_images=sum(media.is_remote(picture.url) for picture in pictures),
         prompt_tokens_max=tokens.text_tokens_max(utf8_bytes, messages=len(chat.messages)),
         prompt_tokens_likely=tokens.text_tokens_likely(
             chars, utf8_bytes, messages=len(chat.messages)
@@ -155,12 +155,12 @@ def _needs(chat: ChatRequest) -> frozenset[Capability]:
     return frozenset(needs)
 
 
-def _size(url: str) -> ImageSize:
+def _size(picture: ImageUrl) -> ImageSize:
     try:
-        info = media.sniff(url)
+        info = media.sniff(picture.url)
     except media.MediaError as error:
         raise GatewayError(400, error.code, error.message, param="messages") from None
-    return ImageSize(width=info.width, height=info.height)
+    return ImageSize(width=info.width, height=info.height, detail=picture.detail)
 
 
 def _deadline(values: Sequence[str]) -> int | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from policies import tokens
 from policies.exchange import Resolve
 from policies.price import Unpriced, cost
 from policies.types import Attempt, Facts, Site, Usage, Value
-from policies.weigh import Rules, slot_cost
+from policies.weigh import Rules, cloud_image_tokens_max, slot_cost
 
 FINAL = "final"
 UNRECONCILED = "unreconciled"
@@ -67,13 +66,7 @@ def _cloud_equivalent(facts: Facts, usage: Usage, rules: Rules) -> int | None:
     """Ark's list price for the same text, with the pictures counted by the cloud model's rule."""
     route = rules.routes.get(facts.model)
     for model in route.cloud if route is not None else ():
-        traits = rules.cloud_traits.get(model)
-        if traits is None:
-            continue
-        try:
-            images = sum(tokens.image_tokens(traits, size) for size in facts.images)
-        except tokens.PictureUnfit:
-            return None
+        images = cloud_image_tokens_max(rules.prices, model, facts)
         there = Usage(
             prompt_tokens=max(0, usage.prompt_tokens - usage.image_tokens) + images,
             completion_tokens=usage.completion_tokens,

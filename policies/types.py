@@ -112,10 +112,11 @@ class Label(Value, frozen=True, kw_only=True):
 
 
 class ImageSize(Value, frozen=True, kw_only=True, array_like=True):
-    """Width and height of one picture in pixels."""
+    """Width and height of one picture in pixels, and the detail that the caller asked for."""
 
     width: int
     height: int
+    detail: str | None = None
 
 
 class Facts(Value, frozen=True, kw_only=True):
@@ -192,8 +193,6 @@ class CloudState(Value, frozen=True, kw_only=True):
     traits: ModelTraits
     breaker: BreakerState = BreakerState.CLOSED
     blocked_until_s: float = 0.0  # Retry-After or a minute window, monotonic clock
-    rpm_left: int | None = None
-    tpm_left: int | None = None
     ttft_ewma_ms: float = 0.0
     decode_tokens_per_s: float = 0.0
     in_flight: int = 0

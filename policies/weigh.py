@@ -42,12 +42,9 @@ class Rules(Value, frozen=True, kw_only=True):
     """What the operator decided: routes by public name and alias, prices, targets.
 
     server_rate:  what a worker's whole server costs per second; its slots share that
-    cloud_traits: by Ark model id, also while the cloud is off (what a local answer saved is priced
-                  by them).
     """
 
     routes: Mapping[str, Route]
-    cloud_traits: Mapping[str, ModelTraits]
     prices: PriceCard
     server_rate: LocalRate
     ttft_target_ms: Mapping[SloClass, float]
@@ -172,7 +169,7 @@ def _weigh_cloud(
         return no("unfit")
     if cloud.breaker is BreakerState.OPEN:
         return no("breaker_open")
-    if now_s < cloud.blocked_until_s or cloud.rpm_left == 0 or cloud.tpm_left == 0:
+    if now_s < cloud.blocked_until_s:
         return no("rate_limited")
     try:
         bound = quote(
@@ -234,5 +231,14 @@ def cloud_image_tokens_max(card: PriceCard, model: str, facts: Facts) -> int:
         family = tokens.ImageFamily(card.price_of(model).image_family)
     except (Unpriced, ValueError):
         family = tokens.ImageFamily.UNKNOWN
-    known = sum(tokens.ark_image_tokens_max(family, size) for size in facts.images)
+    known = sum(
+        tokens.ark_image_tokens_max(family, size, _detail(size.detail)) for size in facts.images
+    )
     return known + facts.remote_images * tokens.ark_image_tokens_max(family, None)
+
+
+def _detail(asked: str | None) -> tokens.Detail:
+    """An unknown detail is refused by the dialect before it can cost anything."""
+    if asked is None or asked.upper() not in tokens.Detail.__members__:
+        return tokens.Detail.AUTO
+    return tokens.Detail[asked.upper()]

@@ -162,7 +162,12 @@ def _image(part: ImagePart, model: ArkModel) -> dict[str, str]:
 
 
 def _thinking(chat: ChatRequest, model: ArkModel) -> dict[str, Any]:
-    """`thinking` and `reasoning_effort`, each as far as the model has it (docs 82379/1449737)."""
+    """`thinking` and `reasoning_effort`, each as far as the model has it (docs 82379/1449737).
+
+    A caller who says nothing of either gets no thinking where it can be switched off. Ark's default
+    is to think, within the same output limit: a request for 64 tokens that overflowed from a local
+    worker would come back empty, later, and dearer.
+    """
     sent: dict[str, Any] = {}
     switch = chat.thinking.type if chat.thinking is not None else None
     effort = chat.reasoning_effort
@@ -174,6 +179,8 @@ def _thinking(chat: ChatRequest, model: ArkModel) -> dict[str, Any]:
         raise _refusal("reasoning_effort", "an effort with thinking disabled")
     if switch == "disabled" and model.thinks is Thinks.ALWAYS:
         raise _refusal("thinking", "switching thinking off")
+    if switch is None and effort is None and model.thinks is Thinks.SWITCH:
+        switch = "disabled"
     if switch == "auto" and not model.thinking_auto:
         switch = None  # "as you like": what the model does when nothing is said
     if switch is not None:

@@ -53,7 +53,7 @@ class ChatDialect:
             ) from None
         check(wire)
         label = None if wire.metadata is msgspec.UNSET else _label(body, wire.metadata or {})
-        wants_usage = wire.stream_options is not None and wire.stream_options.include_usage
+        wants_usage = bool(wire.stream_options and wire.stream_options.include_usage)
         chat = msgspec.structs.replace(wire, metadata=msgspec.UNSET)
         return Asked(chat=chat, label=label, wants_usage=wants_usage)
 

@@ -44,8 +44,7 @@ def test_without_a_file_the_defaults_count(tmp_path: Path, monkeypatch: pytest.M
     assert not config.ark.enabled
     assert not config.auth.configured
     assert config.models["glm-4.6v"].aliases == ("glm-4.6v-flash",)
-    traits = config.ark.catalogue()[config.models["glm-4.6v"].cloud[0]].traits()
-    assert Capability.VISION in traits.capabilities
+    assert config.models["glm-4.6v"].cloud == ("doubao-seed-2-1-lite-260915",)
     assert isinstance(config.limits.cloud, Timeouts)
     assert config == load(tmp_path)
 
@@ -120,8 +119,7 @@ models:
   glm-4.6v: {aliases: [vision], local: [glm-4.6v-flash], cloud: [ep-1, ep-2]}
   small: {cloud: []}
 ark:
-  models:
-    ep-1: {context_tokens: 256000, output_tokens_max: 32768, rpm: 500, capabilities: [vision]}
+  endpoints: {ep-1: doubao-seed-1-6-vision-250815}
 sensitivity:
   profile: strict
   names: {机密: sensitive, 公开: public}
@@ -133,7 +131,7 @@ local_cost:
     )
     assert config.auth.keys[0].secret_file == tmp_path / "a.key"
     assert config.models["small"].local == ("*",)
-    assert config.ark.catalogue()["ep-1"].traits().capabilities == {Capability.VISION}
+    assert config.ark.endpoints == {"ep-1": "doubao-seed-1-6-vision-250815"}
     rules = config.sensitivity.rules()
     assert rules.default is Sensitivity.SENSITIVE
     assert rules.image_default is Sensitivity.SENSITIVE
@@ -207,14 +205,8 @@ WRONG: list[tuple[str, str]] = [
     ),
     ("models: {a: {aliases: [c]}, b: {aliases: [c]}}", "models: 'c' names both a and b"),
     ("models: {a: {local: []}}", "models.a.local: a model needs a local or a cloud name"),
-    (
-        "ark: {models: {ep-1: {context_tokens: 5}}}",
-        "ark.models.ep-1.output_tokens_max: is required here",
-    ),
-    (
-        "ark: {models: {m: {context_tokens: 5, output_tokens_max: 5, capabilities: [visions]}}}",
-        "structured, logprobs, choices; did you mean vision?",
-    ),
+    ("auth: {keys: [{alg: HS256}]}", "auth.keys[0].kid: is required here"),
+    ("sensitivity: {profile: strickt}", "did you mean strict?"),
     (
         "ark: {base_url: 'http://example.com'}",
         "ark.base_url: 'http://example.com' leaves the private network; expected https://",

@@ -132,7 +132,6 @@ def rules(*, cloud_models: tuple[str, ...] = ("big", "small"), **changes: Any) -
     route = Route(name="glm", cloud=cloud_models, local=changes.pop("local", ("*",)))
     base: dict[str, Any] = {
         "routes": {"glm": route, "glm-latest": route},
-        "cloud_traits": {model: TRAITS for model in cloud_models},
         "prices": CARD,
         "server_rate": LocalRate(nano_per_slot_s=SERVER_NANO_PER_S),
         "ttft_target_ms": {SloClass.INTERACTIVE: 2_000.0, SloClass.BATCH: 60_000.0},

@@ -6,8 +6,9 @@ import pytest
 
 from policies.charge import Charge, charge
 from policies.exchange import Resolve
-from policies.types import Attempt, ImageSize, ModelTraits, Reason, Site, Usage
-from tests.policies.builders import TRAITS, facts, rules
+from policies.tokens import ARK_IMAGE_TOKENS_MAX
+from policies.types import Attempt, Reason, Site, Usage
+from tests.policies.builders import facts, rules
 
 HOLD = 7_000_000
 USAGE = Usage(prompt_tokens=120, completion_tokens=80, cached_tokens=20, slot_ms=2_000)
@@ -94,21 +95,11 @@ def test_nothing_is_nothing(site: Site) -> None:
 
 
 def test_pictures_are_counted_by_the_rule_of_the_cloud_model() -> None:
-    """336 x 336 pixels: 12 x 12 squares of 28 here, 6 x 6 squares of 56 there, and two more."""
-    coarse = ModelTraits(
-        context_tokens=32_000, output_tokens_max=8_000, image_factor_px=56, image_pixels_min=56 * 56
-    )
+    """A model whose family publishes no rule: a picture of 336 x 336 may cost 5120 tokens there."""
     here = Usage(prompt_tokens=20 + 146, completion_tokens=10, image_tokens=146, slot_ms=1)
-    for traits, there in ((TRAITS, 146), (coarse, 38)):
-        how = rules(cloud_models=("small",), cloud_traits={"small": traits})
-        found = charged(Site.LOCAL, Resolve.METER, here, asked=facts(image=True), how=how)
-        assert found.cloud_nano == (20 + there) * 100 + 10 * 1_000
-
-
-def test_a_picture_that_the_cloud_would_refuse_has_no_price_there() -> None:
-    long = (ImageSize(width=9_000, height=10),)
-    found = charged(Site.LOCAL, Resolve.METER, USAGE, asked=facts(image=True, images=long))
-    assert found.cloud_nano is None
+    how = rules(cloud_models=("small",))
+    found = charged(Site.LOCAL, Resolve.METER, here, asked=facts(image=True), how=how)
+    assert found.cloud_nano == (20 + ARK_IMAGE_TOKENS_MAX) * 100 + 10 * 1_000
 
 
 @pytest.mark.parametrize(
@@ -116,9 +107,8 @@ def test_a_picture_that_the_cloud_would_refuse_has_no_price_there() -> None:
     [
         rules(cloud_models=()),
         rules(cloud_models=("unpriced",)),
-        rules(cloud_models=("small",), cloud_traits={}),
     ],
-    ids=["no cloud", "no price", "no traits"],
+    ids=["no cloud", "no price"],
 )
 def test_without_a_price_there_is_nothing_to_compare_with(how: Any) -> None:
     assert charged(Site.LOCAL, Resolve.METER, USAGE, how=how).cloud_nano is None

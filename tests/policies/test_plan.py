@@ -259,7 +259,7 @@ VERDICTS: dict[str, tuple[Snapshot, dict[str, Any], str]] = {
     "breaker_open": (snapshot(worker(breaker=OPEN)), {}, "local:w1"),
     "side": (snapshot(worker(), clouds=BOTH), {"facts": facts(side=Site.CLOUD)}, "local:w1"),
     "label": (snapshot(worker(), clouds=BOTH), {"facts": facts(level=SENSITIVE)}, "cloud:big"),
-    "rate_limited": (snapshot(clouds=(cloud(rpm_left=0),)), {}, "cloud:big"),
+    "rate_limited": (snapshot(clouds=(cloud(blocked_until_s=1e9),)), {}, "cloud:big"),
     "unpriced": (snapshot(clouds=(cloud("x"),)), {"rules": rules(cloud_models=("x",))}, "cloud:x"),
     "over_budget": (
         snapshot(clouds=BOTH, budgets=(budget("backend:cloud", limit=10_199_999),)),
@@ -286,7 +286,6 @@ def test_the_verdict_on_a_target(verdict: str) -> None:
     [
         (cloud(breaker=OPEN), "breaker_open"),
         (cloud(traits=BLIND), "unfit"),
-        (cloud(tpm_left=0), "rate_limited"),
         (cloud(blocked_until_s=NOW_S + 0.1), "rate_limited"),
         (cloud(blocked_until_s=NOW_S), "chosen"),
         (cloud(breaker=BreakerState.HALF_OPEN), "chosen"),
@@ -432,7 +431,6 @@ CLOUDS = st.builds(
     traits=CAPABILITIES,
     breaker=st.sampled_from(BreakerState),
     blocked_until_s=st.sampled_from([0.0, NOW_S + 5]),
-    rpm_left=st.sampled_from([None, 0, 3]),
     ttft_ewma_ms=st.sampled_from([0.0, 100.0, 5_000.0]),
 )
 BUDGETS = st.builds(

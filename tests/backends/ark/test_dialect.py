@@ -56,8 +56,17 @@ def test_a_plain_request_says_only_what_it_must() -> None:
         "model": SEED_2_0,
         "messages": [{"role": "user", "content": "Hello there, emulator"}],
         "max_completion_tokens": 4096,
+        "thinking": {"type": "disabled"},
         "top_p": 1.0,
     }
+
+
+def test_a_caller_who_says_nothing_gets_no_thinking_where_it_can_be_switched_off() -> None:
+    for model in (SEED_2_0, SEED_1_6):
+        assert body(model)["thinking"] == {"type": "disabled"}
+    for model in (GLM_5_3, SEED_1_5):
+        assert "thinking" not in body(model)
+    assert "thinking" not in body(SEED_2_0, reasoning_effort="low")
 
 
 def test_developer_becomes_system() -> None:
