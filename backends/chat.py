@@ -55,7 +55,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
