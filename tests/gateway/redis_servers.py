@@ -1,6 +1,6 @@
 """Real servers for tests: Valkey 8 and Redis 6.2, each on a unix socket in a folder of its own.
 
-Use as a plugin of a test module (`pytest_plugins = ["tests.gateway.redis_servers"]`):
+Tests below tests/gateway have these fixtures by conftest.py; others import them into their own:
 
 valkey_url, redis6_url  a server of the whole session, emptied before each test
 redis_url               both of them in turn
@@ -65,11 +65,12 @@ class RealServer:
                 try:
                     probe.connect(str(self.socket))
                     probe.sendall(b"PING\r\n")
-                    if probe.recv(64).startswith(b"+PONG"):
+                    if probe.recv(64).startswith((b"+PONG", b"-NOAUTH")):
                         return
                 except OSError:
                     pass
             time.sleep(0.01)
+        self.kill()
         raise RuntimeError(f"{self.binary} did not start: {(self.folder / 'log').read_text()}")
 
     def client(self) -> redis.Redis:

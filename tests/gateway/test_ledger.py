@@ -21,8 +21,6 @@ from policies.budget import HoldState
 from policies.types import MONEY_NANO_MAX, Site
 from tests.gateway.ledger_kit import NOW_S, ZONE, books, hold, row, rows_of, settled_up
 
-pytest_plugins = ["tests.gateway.redis_servers"]
-
 TENANT, CLOUD = "tenant:acme", "backend:cloud"
 
 

@@ -11,14 +11,18 @@ from typing import Any
 import redis
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gateway.ledger import Exhausted, HoldClosed, HoldRequest, Ledger
 from gateway.rows import RowState
 from tests.gateway.ledger_kit import NOW_S, row
 from tests.gateway.ledger_model import Books
-
-pytest_plugins = ["tests.gateway.redis_servers"]
 
 LEDGER_SEQUENCES = 30
 STEPS = 30
@@ -65,6 +69,12 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     # ---- budgets
 
+    @initialize(limit=st.integers(20, 200), period=st.sampled_from(PERIODS))
+    def begin_with_a_budget(self, limit: int, period: str) -> None:
+        """Else most sequences would have nothing to overspend."""
+        for scope in SCOPES[:2]:
+            self.set_budget(OWNERS[0], scope, period, limit, ZONES[0])
+
     @rule(
         owner=owners, scope=st.sampled_from(SCOPES), period=st.sampled_from(PERIODS),
         limit=st.integers(0, 300), zone=st.sampled_from(ZONES),
@@ -105,6 +115,19 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             assert expected == "closed"
             return
         assert expected == ("exhausted" if isinstance(found, Exhausted) else "reserved")
+
+    @rule(
+        owner=owners, numbers=st.sets(st.integers(10, 99), min_size=3, max_size=6), amount=money,
+        scopes=scope_sets, cost=money,
+    )  # fmt: skip
+    def burst(
+        self, owner: str, numbers: set[int], amount: int, scopes: tuple[str, ...], cost: int
+    ) -> None:
+        """Several requests at once, of which the first is settled: budgets fill up."""
+        names = [f"b{number}.0" for number in sorted(numbers)]
+        for name in names:
+            self.reserve(owner, name, amount, scopes, True, 3600.0)
+        self.settle(owner, names[0], cost)
 
     @rule(owner=owners, hold_id=ids)
     def mark_sent(self, owner: str, hold_id: str) -> None:
