@@ -156,7 +156,8 @@ class Pool:
         return self._workers[worker_id].backend
 
     def model(self, worker_id: str) -> str:
-        """The name that this worker serves its model under. Raises KeyError for an unknown id."""
+        """The name of the model as this worker knows it; empty before its first report. Raises
+        KeyError for an unknown id."""
         return self._workers[worker_id].state.model
 
     async def wait_ready(self, timeout_s: float) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from backends.base import Billed, Failure, Kind, Timeouts
 from backends.egress import HEADER_BYTES_MAX, Egress, EgressDenied, Wire
@@ -50,6 +51,11 @@ class Sentinel:
 
 
 SENTINEL = Sentinel()
+
+
+async def test_the_loop_is_the_one_meant(request: pytest.FixtureRequest) -> None:
+    meant = "uvloop" in request.node.name
+    assert isinstance(asyncio.get_running_loop(), uvloop.Loop) is meant
 
 
 @pytest.fixture

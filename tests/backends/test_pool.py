@@ -59,7 +59,7 @@ async def test_our_worker_is_known_by_its_report() -> None:
         async with following([worker.url + "/"]) as pool:
             assert await pool.wait_ready(20)
             (state,) = pool.states()
-            assert state.model == "glm-4.6v-scripted"
+            assert state.model == pool.model("w1") == "glm-4.6v-scripted"
             assert state.traits.context_tokens == CONTEXT_TOKENS
             assert state.traits.capabilities == {Capability.VISION, Capability.TOOLS}
             assert state.traits.image_pixels_max == 4_816_896
