@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from backends.base import Failure, Fault, Kind
+from gateway.snapshot import OUTPUT_TOKENS_FIRST, RATE_WAIT_S, RETRY_AFTER_MAX_S, World
+from policies.breaker import FAILURES_IN_A_ROW, FATAL_OPEN_S, OPEN_FIRST_S
+from policies.types import Attempt, BreakerState, Reason, Site, Snapshot
+from tests.policies.builders import TRAITS, budget, worker
+
+CLOSED, OPEN, HALF_OPEN = BreakerState
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 5_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Kit:
+    """A world of one worker and one cloud model."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.reports = (worker("w1", running=2),)
+        self.views = {"tenant:acme": (budget("tenant:acme", limit=5),)}
+        self.world = World(
+            workers=lambda: self.reports,
+            clouds={"big": TRAITS},
+            budgets=lambda: self.views,
+            clock=self.clock,
+        )
+
+    def take(self) -> Snapshot:
+        return self.world.take()
+
+    def breaker(self, site: Site = Site.LOCAL) -> BreakerState:
+        taken = self.take()
+        return (taken.workers if site is Site.LOCAL else taken.clouds)[0].breaker
+
+    def fail(self, kind: Kind, site: Site = Site.LOCAL, times: int = 1, **more: Any) -> None:
+        for _ in range(times):
+            with self.world.sending(attempt(site), 1, 1):
+                pass
+            self.world.failed(attempt(site), Failure(kind, "x", **more))
+
+    def succeed(self, site: Site = Site.LOCAL, **more: Any) -> None:
+        with self.world.sending(attempt(site), 1, 1):
+            found = {"ttft_ms": 100.0, "total_ms": 1_100.0, "output_tokens": 101, **more}
+            self.world.succeeded(attempt(site), "glm", **found)
+
+
+def attempt(site: Site) -> Attempt:
+    return Attempt(
+        site=site,
+        target="w1" if site is Site.LOCAL else "big",
+        reason=Reason.LOCAL_FITS,
+        hold_nano=1,
+        scopes=(),
+        ttft_ms=1.0,
+        finish_ms=2.0,
+    )
+
+
+@pytest.fixture
+def kit() -> Kit:
+    return Kit()
+
+
+def test_a_snapshot_is_what_was_reported_and_what_is_known_besides(kit: Kit) -> None:
+    with kit.world.sending(attempt(Site.LOCAL), 30, 200):
+        taken = kit.take()
+    assert (taken.workers[0].running, taken.workers[0].in_flight) == (2, 1)
+    assert taken.budgets is kit.views
+    assert taken.cloud_enabled
+    assert [(c.model, c.traits) for c in taken.clouds] == [("big", TRAITS)]
+
+
+def test_without_cloud_models_the_cloud_is_off() -> None:
+    world = World(workers=tuple, clouds={}, budgets=dict, clock=Clock())
+    assert not world.take().cloud_enabled
+
+
+@pytest.mark.parametrize(
+    "error", [None, Failure(Kind.BROKEN, "x"), asyncio.CancelledError(), OSError()]
+)
+def test_what_is_in_flight_is_counted_until_the_attempt_is_left(
+    kit: Kit, error: BaseException | None
+) -> None:
+    one = attempt(Site.LOCAL)
+    try:
+        with kit.world.sending(one, 30, 200), kit.world.sending(one, 5, 6):
+            during = kit.take().workers[0]
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        if raised is not error:
+            raise
+    after = kit.take().workers[0]
+    assert (during.in_flight, during.in_flight_prompt_tokens, during.in_flight_output_tokens) == (
+        2, 35, 206,
+    )  # fmt: skip
+    assert (after.in_flight, after.in_flight_prompt_tokens, after.in_flight_output_tokens) == (
+        0, 0, 0,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ breakers
+
+
+@pytest.mark.parametrize("kind", [Kind.CONNECT, Kind.SERVER_ERROR, Kind.TIMEOUT_FIRST, Kind.BROKEN])
+def test_failures_in_a_row_open_the_breaker_of_their_target(kit: Kit, kind: Kind) -> None:
+    kit.fail(kind, times=FAILURES_IN_A_ROW - 1)
+    assert kit.breaker() is CLOSED
+    kit.fail(kind)
+    assert kit.breaker() is OPEN
+    assert kit.breaker(Site.CLOUD) is CLOSED
+
+
+@pytest.mark.parametrize("kind", [Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND])
+def test_what_no_repetition_cures_opens_it_at_once(kit: Kit, kind: Kind) -> None:
+    kit.fail(kind, Site.CLOUD)
+    kit.clock.now_s += FATAL_OPEN_S - 0.1
+    assert kit.breaker(Site.CLOUD) is OPEN
+    kit.clock.now_s += 0.1
+    assert kit.breaker(Site.CLOUD) is HALF_OPEN
+
+
+@pytest.mark.parametrize("fault", [Fault.CALLER, Fault.GATEWAY])
+@pytest.mark.parametrize("kind", Kind)
+def test_a_fault_that_is_not_the_targets_never_does(kit: Kit, kind: Kind, fault: Fault) -> None:
+    kit.fail(kind, Site.CLOUD, times=20, fault=fault, retry_after_s=9.0)
+    assert kit.breaker(Site.CLOUD) is CLOSED
+    assert kit.take().clouds[0].blocked_until_s == 0.0
+
+
+@pytest.mark.parametrize("tokens", [101, None], ids=["metered", "unmetered"])
+def test_a_success_closes_it_also_when_the_engine_reports_no_usage(
+    kit: Kit, tokens: int | None
+) -> None:
+    for _ in range(3):
+        kit.fail(Kind.BROKEN, times=FAILURES_IN_A_ROW - 1)
+        kit.succeed(output_tokens=tokens)
+    assert kit.breaker() is CLOSED
+    kit.fail(Kind.BROKEN, times=FAILURES_IN_A_ROW)
+    kit.clock.now_s += OPEN_FIRST_S
+    kit.succeed(output_tokens=tokens)
+    assert kit.breaker() is CLOSED
+
+
+def test_only_one_request_probes_and_its_failure_waits_longer(kit: Kit) -> None:
+    kit.fail(Kind.CONNECT, times=FAILURES_IN_A_ROW)
+    kit.clock.now_s += OPEN_FIRST_S
+    assert kit.breaker() is HALF_OPEN
+    with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+        assert kit.breaker() is OPEN
+    kit.world.failed(attempt(Site.LOCAL), Failure(Kind.CONNECT, "x"))
+    kit.clock.now_s += OPEN_FIRST_S
+    assert kit.breaker() is OPEN, "it now waits twice as long"
+    kit.clock.now_s += OPEN_FIRST_S
+    assert kit.breaker() is HALF_OPEN
+
+
+@pytest.mark.parametrize("kind", [None, Kind.BUSY, Kind.BAD_REQUEST])
+def test_a_probe_that_says_nothing_of_the_target_lets_the_next_one_try(
+    kit: Kit, kind: Kind | None
+) -> None:
+    """Its client left, the worker was full, or the request was bad: that is no half minute."""
+    kit.fail(Kind.CONNECT, times=FAILURES_IN_A_ROW)
+    kit.clock.now_s += OPEN_FIRST_S
+    with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+        pass
+    if kind is not None:
+        fault = Fault.UPSTREAM if kind is Kind.BUSY else Fault.CALLER
+        kit.world.failed(attempt(Site.LOCAL), Failure(kind, "x", fault=fault))
+    assert kit.breaker() is HALF_OPEN
+
+
+def test_another_request_that_ends_does_not_end_the_probe(kit: Kit) -> None:
+    with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+        kit.fail(Kind.CONNECT, times=FAILURES_IN_A_ROW)
+        kit.clock.now_s += OPEN_FIRST_S
+        with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+            with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+                pass
+            assert kit.breaker() is OPEN
+
+
+# ------------------------------------------------------------------ rate limits
+
+
+@pytest.mark.parametrize("kind", [Kind.RATE_LIMITED, Kind.OVERLOADED, Kind.BUSY])
+@pytest.mark.parametrize(
+    ("told_s", "blocked_s"), [(7.5, 7.5), (None, RATE_WAIT_S), (0.0, 0.0), (1e9, RETRY_AFTER_MAX_S)]
+)
+def test_the_cloud_is_left_alone_as_long_as_it_says(
+    kit: Kit, kind: Kind, told_s: float | None, blocked_s: float
+) -> None:
+    kit.fail(kind, Site.CLOUD, times=20, retry_after_s=told_s)
+    assert kit.take().clouds[0].blocked_until_s == kit.clock.now_s + blocked_s
+    assert kit.breaker(Site.CLOUD) is CLOSED, "too much is not ill"
+
+
+def test_a_shorter_wait_does_not_undo_a_longer_one(kit: Kit) -> None:
+    kit.fail(Kind.RATE_LIMITED, Site.CLOUD, retry_after_s=40.0)
+    kit.fail(Kind.OVERLOADED, Site.CLOUD, retry_after_s=1.0)
+    assert kit.take().clouds[0].blocked_until_s == kit.clock.now_s + 40.0
+
+
+def test_a_busy_worker_reports_by_itself_when_it_is_not(kit: Kit) -> None:
+    kit.fail(Kind.BUSY, times=20, retry_after_s=60.0)
+    assert kit.breaker() is CLOSED
+    assert kit.world.target("w1").blocked_until_s == 0.0
+
+
+# ------------------------------------------------------------------ what is learned
+
+
+def test_pace_and_first_token_are_learned_from_streams(kit: Kit) -> None:
+    kit.succeed(Site.CLOUD)
+    found = kit.take().clouds[0]
+    assert (found.ttft_ewma_ms, found.decode_tokens_per_s) == (100.0, 100.0)
+    kit.succeed(Site.CLOUD, ttft_ms=600.0)
+    assert kit.take().clouds[0].ttft_ewma_ms == pytest.approx(200.0)
+
+
+def test_an_answer_in_one_piece_says_nothing_of_its_beginning(kit: Kit) -> None:
+    kit.succeed(Site.CLOUD, ttft_ms=None, total_ms=9_000.0)
+    found = kit.take().clouds[0]
+    assert (found.ttft_ewma_ms, found.decode_tokens_per_s) == (0.0, 0.0)
+    assert kit.world.likely_output_tokens("glm", 4_000) == 101
+
+
+@pytest.mark.parametrize(
+    "answer", [{"output_tokens": 1}, {"total_ms": 100.0}, {"total_ms": 50.0}, {"output_tokens": 0}]
+)
+def test_no_pace_can_be_read_from_one_token_or_no_time(kit: Kit, answer: dict[str, Any]) -> None:
+    kit.succeed(Site.CLOUD, **answer)
+    assert kit.take().clouds[0].decode_tokens_per_s == 0.0
+
+
+def test_the_likely_length_of_an_answer(kit: Kit) -> None:
+    assert kit.world.likely_output_tokens("glm", 4_000) == OUTPUT_TOKENS_FIRST
+    kit.succeed(output_tokens=1_000)
+    assert kit.world.likely_output_tokens("glm", 4_000) == 1_000
+    assert kit.world.likely_output_tokens("glm", 300) == 300
+    kit.succeed(output_tokens=None)
+    kit.succeed(output_tokens=0)
+    assert kit.world.likely_output_tokens("glm", 4_000) == 1_000, "silence is no short answer"
+    kit.succeed(output_tokens=500)
+    assert kit.world.likely_output_tokens("glm", 4_000) == 900
+    assert kit.world.likely_output_tokens("other", 4_000) == OUTPUT_TOKENS_FIRST
+
+
+def test_retries_are_paid_by_requests(kit: Kit) -> None:
+    while kit.world.may_retry():
+        pass
+    for _ in range(6):
+        kit.world.offered()
+    assert kit.world.may_retry()
+    assert not kit.world.may_retry()
