@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, MutableMapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -47,6 +48,9 @@ _SECRET_TEXT = re.compile(
     r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
     r"|data:[\w.+/-]+;base64,[\w+/=-]*"
 )
+_MARKS = ("eyJ", "sk-", "://", ";base64,")  # without one of these the pattern cannot match
+_SHORT = 10  # no text of this length holds a whole secret
+_PLAIN = frozenset({type(None), bool, int, float})
 _OURS = ("gateway", "backends", "policies")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -56,8 +60,12 @@ Event = dict[str, Any]
 def setup(
     level: str = "info", *, text_chars_max: int = 1_000, stream: BinaryIO | None = None
 ) -> None:
-    """Send everything from `level` up to `stream` (None: stderr). May be called again."""
-    writer = _Writer(stream or sys.stderr.buffer, text_chars_max)
+    """Send everything from `level` up to `stream` (None: stderr).
+
+    May be called again; a logger of structlog that was used before keeps its level.
+    """
+    writer = _WRITER
+    writer.aim(stream or sys.stderr.buffer, text_chars_max)
     number = getattr(logging, level.upper())
     structlog.configure(
         processors=[
@@ -67,7 +75,7 @@ def setup(
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_: writer,
-        cache_logger_on_first_use=False,  # or a second setup() would not reach old loggers
+        cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.handlers[:] = [_Bridge(writer)]
@@ -79,10 +87,13 @@ def setup(
 class _Writer:
     """Redacts, encodes and writes; the object that structlog calls a logger."""
 
-    def __init__(self, stream: BinaryIO, text_chars_max: int) -> None:
+    def __init__(self) -> None:
+        self._encoder = msgspec.json.Encoder()
+        self.aim(sys.stderr.buffer, 1_000)
+
+    def aim(self, stream: BinaryIO, text_chars_max: int) -> None:
         self._stream = stream
         self._text_chars_max = text_chars_max
-        self._encoder = msgspec.json.Encoder()
 
     def render(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
         """The last processor: an event to one line."""
@@ -110,12 +121,15 @@ class _Writer:
 
     def redact(self, key: str, value: object, depth: int = 0) -> object:
         """`value` as it may be shown under `key`."""
-        if value is None or isinstance(value, bool | int | float):
+        kind = type(value)
+        if kind in _PLAIN:
             return value
         if is_secret(key):
             return MASK
         if isinstance(value, str):
             return clean(value, self._text_chars_max)
+        if isinstance(value, int | float):  # an IntEnum and its like
+            return value
         if isinstance(value, bytes | bytearray | memoryview):
             return f"<{len(value)} bytes>"
         if depth >= DEPTH_MAX:
@@ -132,6 +146,9 @@ class _Writer:
         if isinstance(value, Path | datetime):
             return clean(str(value), self._text_chars_max)
         return f"<{type(value).__name__}>"
+
+
+_WRITER = _Writer()
 
 
 class _Bridge(logging.Handler):
@@ -152,6 +169,7 @@ class _Bridge(logging.Handler):
         self._writer.msg(self._writer.render(None, "", event))
 
 
+@lru_cache(maxsize=4_096)  # a program has few keys, but a logged mapping may bring others
 def is_secret(key: str) -> bool:
     """Whether what stands under this key must not be shown."""
     name = key.lower().replace("-", "_")
@@ -160,9 +178,13 @@ def is_secret(key: str) -> bool:
 
 def clean(text: str, chars_max: int) -> str:
     """`text` without anything that looks like a secret, and not longer than `chars_max`."""
+    if len(text) <= _SHORT:
+        return text if text.isascii() else text.encode("utf-8", "replace").decode()
     # Masked before it is cut, or the cut could leave a part that no longer looks like a secret;
     # what lies far behind the cut is not worth the search.
-    shown = _SECRET_TEXT.sub(MASK, text[: chars_max + _LOOK_AHEAD])
+    shown = text[: chars_max + _LOOK_AHEAD]
+    if any(mark in shown for mark in _MARKS) or "bearer" in shown.lower():
+        shown = _SECRET_TEXT.sub(MASK, shown)
     if len(shown) > chars_max:
         shown = f"{shown[:chars_max]}... ({len(text)} characters)"
     # half a surrogate pair cannot be encoded; header values may hold one

@@ -6,12 +6,18 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
 from gateway import logs
 from gateway.config_read import Secret
-from policies.types import ImageSize
+
+
+class Size(msgspec.Struct):
+    width: int
+    token: str
+
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJ0ZW5hbnQiOiJhIn0.c2lnbmF0dXJl"
 
@@ -92,7 +98,7 @@ def test_long_texts_bytes_and_unknown_objects_are_not_printed(out: io.BytesIO) -
         long="a" * 5000,
         raw=b"hunter2",
         thing=Secret("hunter2"),
-        size=ImageSize(width=3, height=4),
+        size=Size(width=3, token="hunter2"),
         file=Path("/tmp/x"),
         many=list(range(1000)),
     )
@@ -101,7 +107,7 @@ def test_long_texts_bytes_and_unknown_objects_are_not_printed(out: io.BytesIO) -
     assert line["long"] == "a" * 100 + "... (5000 characters)"
     assert line["raw"] == "<7 bytes>"
     assert line["thing"] == "<Secret>"
-    assert line["size"] == {"width": 3, "height": 4}
+    assert line["size"] == {"width": 3, "token": logs.MASK}
     assert len(line["many"]) == logs.ITEMS_MAX  # type: ignore[arg-type]
 
 
