@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 import tenacity
 from msgspec.structs import replace
@@ -176,7 +177,7 @@ class Exchange:
     async def _settle_again(self, hold_id: str, row: Row) -> None:
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(LedgerUnavailable),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             stop=tenacity.stop_after_delay(SETTLE_PATIENCE_S),
             reraise=True,
         ):
@@ -258,14 +259,15 @@ class Exchange:
         return self._decision_headers(route, run.attempt.reason)
 
     def note(self) -> dict[str, object]:
-        """The `yuzui` object in the last chunk of a stream; amounts in CNY."""
+        """The `yuzui` object in the last chunk of a stream; amounts in CNY, as exact as in the
+        headers (a float would not do)."""
         note: dict[str, object] = {
             "request_id": self.facts.request_id,
             "route": self._route,
             "reason": self._reason.value,
             "attempts": self._attempts,
-            "cost_cny": self._cost_nano / NANO_PER_CNY,
-            "saved_cny": self._saved_nano / NANO_PER_CNY,
+            "cost_cny": msgspec.Raw(cny(self._cost_nano).encode()),
+            "saved_cny": msgspec.Raw(cny(self._saved_nano).encode()),
         }
         if self.facts.label.note:
             note["sensitivity_note"] = self.facts.label.note
