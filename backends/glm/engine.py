@@ -311,7 +311,12 @@ class Engine:
             if deltas and not ticket.aborted:
                 job.emit(Progress(deltas=deltas))
         ended_s = self._clock()
-        self.observe(len(job.prompt.ids), first_s - started_s, produced, ended_s - first_s)
+        self.observe(
+            prompt_tokens=len(job.prompt.ids),
+            prefill_s=first_s - started_s,
+            completion_tokens=produced,
+            decode_s=ended_s - first_s,
+        )
         return Finished(
             deltas=job.output.finish(),
             reason=reason,
@@ -322,13 +327,20 @@ class Engine:
             slot_ms=_ms(ended_s - started_s),
         )
 
-    def observe(self, prompt: int, prefill_s: float, completion: int, decode_s: float) -> None:
+    def observe(
+        self,
+        *,
+        prompt_tokens: int,
+        prefill_s: float,
+        completion_tokens: int,
+        decode_s: float,
+    ) -> None:
         """Take in the measured speed of one request: token counts and seconds."""
         with self._wake:
-            self._speeds.prefill.add(prompt, prefill_s)
+            self._speeds.prefill.add(prompt_tokens, prefill_s)
             # The first token belongs to the prefill, so n tokens took n - 1 decode steps.
-            if completion > MEASURED_TOKENS_MIN:
-                self._speeds.decode.add(completion - 1, decode_s)
+            if completion_tokens > MEASURED_TOKENS_MIN:
+                self._speeds.decode.add(completion_tokens - 1, decode_s)
             self._speeds.requests.add(1, prefill_s + decode_s)
 
 

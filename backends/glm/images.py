@@ -118,10 +118,7 @@ class Vision:
         """Resize, normalise and cut into patches; one picture at a time to keep memory flat."""
         values, grids = [], []
         for picture in pictures:
-            # Said aloud, because a picture 1 or 3 pixels high is otherwise taken for channels.
-            features = self._processor(
-                images=[picture], return_tensors="np", input_data_format="channels_last"
-            )
+            features = self._processor(images=[picture], return_tensors="np")
             values.append(np.asarray(features["pixel_values"], dtype=np.float32))
             grids.append(np.asarray(features["image_grid_thw"], dtype=np.int64))
         grid = np.concatenate(grids)

@@ -54,10 +54,10 @@ def load_checkpoint(
     """
     check_files(path)
     target = _device(device)
-    config = _read(path, "config.json", AutoConfig.from_pretrained)
-    fast = _read(path, "tokenizer.json", AutoTokenizer.from_pretrained)
+    config = _read(path, "config.json", reader=AutoConfig.from_pretrained)
+    fast = _read(path, "tokenizer.json", reader=AutoTokenizer.from_pretrained)
     processor = _read(
-        path, "preprocessor_config.json", AutoImageProcessor.from_pretrained, backend="pil"
+        path, "preprocessor_config.json", reader=AutoImageProcessor.from_pretrained, backend="pil"
     )
     tokenizer, vision = _tokenizer(fast), _vision(config, processor)
     limit = _context(config, max_model_len)
@@ -66,7 +66,7 @@ def load_checkpoint(
     model = _read(
         path,
         "the weights",
-        AutoModelForImageTextToText.from_pretrained,
+        reader=AutoModelForImageTextToText.from_pretrained,
         config=config,
         dtype=_dtype(dtype, target),
         use_safetensors=True,
@@ -89,7 +89,7 @@ def load_checkpoint(
     )
 
 
-def _read(path: Path, what: str, reader: Any, **options: Any) -> Any:
+def _read(path: Path, what: str, *, reader: Any, **options: Any) -> Any:
     """Call one of transformers' from_pretrained without network and without remote code."""
     try:
         return reader(str(path), local_files_only=True, trust_remote_code=False, **options)

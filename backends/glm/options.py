@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.glm.nano import CHECKPOINT
+from backends.glm.nano import NAME as NANO
+
 QUEUE_DEFAULT = 8  # with one slot, more would mostly be waiting that a gateway can do better
 NAME_DEFAULT = "glm-4.6v"
 
 _EPILOG = """\
 examples:
+  python -m backends.glm
+      serve the built-in glm-4.6v-nano: a real GLM-4.6V, very small, for trying things out
   python -m backends.glm --model ./GLM-4.6V-Flash --port 8100
       serve a checkpoint; a GPU is used if there is one
   python -m backends.glm --model ./GLM-4.6V-Flash --device cuda:1 --dtype bfloat16 --name gpu1
@@ -54,7 +59,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     """
     given = _parser().parse_args(argv)
     worker = given.name or f"glm-{os.getpid()}"
-    served = given.served_name or [NAME_DEFAULT]
+    built_in = [NANO] if given.model == CHECKPOINT else []
+    served = given.served_name or [*built_in, NAME_DEFAULT]
     # A worker is also reachable under its own name and its folder's, so that either may be asked.
     names = dict.fromkeys([*served, worker, given.model.resolve().name])
     return Options(
@@ -80,7 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="PATH", help="folder of the checkpoint")
+    add(
+        "--model",
+        type=Path,
+        default=CHECKPOINT,
+        metavar="PATH",
+        help=f"folder of the checkpoint (default: the built-in {NANO})",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_at_least(0), default=8100, help="0: any free port (default: %(default)s)")
     add("--port-file", type=Path, metavar="F", help="write the port to this file once listening")
@@ -105,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="MODEL",
         help="model name to answer to; repeat for aliases, the first one is listed "
-        f"(default: {NAME_DEFAULT})",
+        f"(default: {NAME_DEFAULT}, or {NANO} for the built-in model)",
     )
     add(
         "--max-model-len",

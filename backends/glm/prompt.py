@@ -79,7 +79,7 @@ class PromptBuilder:
             variables["enable_thinking"] = chat.enable_thinking
         try:
             hidden = [_hide_message(guard, message) for message in messages]
-            rendered = self.tokenizer.render(hidden, guard.hide(tools), variables)
+            rendered = self.tokenizer.render(hidden, tools=guard.hide(tools), variables=variables)
         except Exception as error:  # a template may raise anything about a chat it does not like
             raise bad_request(
                 f"The model's chat template refused these messages ({type(error).__name__}).",

@@ -25,7 +25,7 @@ class ReplyHead:
     created_s: int
     model: str
 
-    def completion(self, text: dict[str, str], prompt: Prompt, end: Finished) -> dict[str, Any]:
+    def completion(self, text: dict[str, str], *, prompt: Prompt, end: Finished) -> dict[str, Any]:
         """A `chat.completion`; `text` holds the whole text of each channel."""
         message: dict[str, Any] = {"role": "assistant", "content": text.get("content", "")}
         if text.get("reasoning"):

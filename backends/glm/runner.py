@@ -19,7 +19,7 @@ from backends.glm.types import Prompt, Sampling
 class Generation:
     """One request's state on the device: its cache, its next position, its sampler."""
 
-    def __init__(self, runner: Runner, prompt: Prompt, sampling: Sampling) -> None:
+    def __init__(self, runner: Runner, *, prompt: Prompt, sampling: Sampling) -> None:
         self._runner = runner
         self._prompt: Prompt | None = prompt
         self._sampler = Sampler(sampling, prompt.ids)
@@ -74,7 +74,7 @@ class Runner:
 
     def open(self, prompt: Prompt, sampling: Sampling) -> Generation:
         """A generation that has done no work yet."""
-        return Generation(self, prompt, sampling)
+        return Generation(self, prompt=prompt, sampling=sampling)
 
     def to_device(self, array: Any) -> Any:
         """A numpy array as a tensor on the model's device."""

@@ -6,6 +6,7 @@ a gateway in front can take the request elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 import uuid
@@ -16,7 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from backends.glm.engine import Event, Failed, Finished
+from backends.glm.engine import Event, Failed, Finished, Progress
 from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
 from backends.glm.replies import DONE, ReplyHead, collect, sse
 from backends.glm.report import LoadReporter
@@ -24,6 +25,7 @@ from backends.glm.service import Conversation, Service
 
 BODY_BYTES_MAX = 64 * 1024 * 1024  # two pictures of the largest size as base64, and some text
 LOAD_HEADER = "x-yuzui-load"
+_STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
 _SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 _REPORTER: web.AppKey[LoadReporter] = web.AppKey("reporter", LoadReporter)
@@ -61,6 +63,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
                 code=error.reason.lower().replace(" ", "_"),
             ),
         )
+    except ConnectionError:
+        raise  # the caller left in the middle of a reply; aiohttp ends the connection quietly
     except Exception as error:  # the last line of defence: the caller gets a shape it can read
         where = traceback.extract_tb(error.__traceback__)[-1]
         _log.error(
@@ -127,59 +131,67 @@ async def _load(request: web.Request) -> web.StreamResponse:
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
-    service, reporter = request.app[_SERVICE], request.app[_REPORTER]
     raw = await request.read()
-    async with service.converse(raw) as talk:
+    async with request.app[_SERVICE].converse(raw) as talk:
+        headers = {LOAD_HEADER: request.app[_REPORTER].header()}
         head = ReplyHead(
             reply_id=f"chatcmpl-{uuid.uuid4().hex}",
             created_s=int(time.time()),
             model=talk.request.model,
         )
-        headers = {LOAD_HEADER: reporter.header()}
-        if talk.request.stream:
-            return await _stream(request, talk, head, headers)
-        return await _whole(talk, head, headers)
+        try:
+            if not talk.request.stream:
+                return _json(await _whole(talk, head), headers=headers)
+            first = _checked(await talk.events.get())  # a failure so far still has a status
+            response = web.StreamResponse(headers={**headers, **_STREAM_HEADERS})
+            await response.prepare(request)
+            await _relay(talk, head, first=first, response=response)
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            _log.info("caller_left", prompt_tokens=len(talk.prompt.ids))
+            raise
 
 
-async def _whole(talk: Conversation, head: ReplyHead, headers: dict[str, str]) -> web.Response:
+async def _whole(talk: Conversation, head: ReplyHead) -> dict[str, Any]:
     text: dict[str, str] = {}
     while True:
         event = _checked(await talk.events.get())
         collect(text, event.deltas)
         if isinstance(event, Finished):
             _log_end(talk, event)
-            return _json(head.completion(text, talk.prompt, event), headers=headers)
+            return head.completion(text, prompt=talk.prompt, end=event)
 
 
-async def _stream(
-    request: web.Request, talk: Conversation, head: ReplyHead, headers: dict[str, str]
-) -> web.StreamResponse:
-    event = _checked(await talk.events.get())  # a failure so far is still a plain HTTP error
-    response = web.StreamResponse(
-        headers={**headers, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    )
-    await response.prepare(request)
-    await response.write(sse(head.role_chunk()))
+async def _relay(
+    talk: Conversation,
+    head: ReplyHead,
+    *,
+    first: Progress | Finished,
+    response: web.StreamResponse,
+) -> None:
+    """Write the stream. A stream that breaks ends with an error and without [DONE], because the
+    end of a broken stream must not look like the end of an answer."""
+    event, start = first, sse(head.role_chunk())
     while True:
-        for delta in event.deltas:
-            await response.write(sse(head.delta_chunk(delta)))
+        text = start + b"".join(sse(head.delta_chunk(delta)) for delta in event.deltas)
+        start = b""
         if isinstance(event, Finished):
             break
+        if text:
+            await response.write(text)
         try:
             event = _checked(await talk.events.get())
         except WorkerError as error:
-            # No [DONE]: the end of a broken stream must not look like the end of an answer.
             await response.write(sse(error.body()))
-            return response
+            return
     _log_end(talk, event)
-    tail = sse(head.finish_chunk(event))
+    text += sse(head.finish_chunk(event))
     if talk.request.include_usage:
-        tail += sse(head.usage_chunk(talk.prompt, event))
-    await response.write(tail + DONE)
-    return response
+        text += sse(head.usage_chunk(talk.prompt, event))
+    await response.write(text + DONE)
 
 
-def _checked(event: Event) -> Any:
+def _checked(event: Event) -> Progress | Finished:
     """The event, unless it is a failure. Raises: WorkerError 500 or 503."""
     if not isinstance(event, Failed):
         return event

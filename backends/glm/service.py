@@ -119,7 +119,7 @@ class Service:
                 sampling=serving.sampling.overridden(request.sampling),
                 stop_ids=serving.stop_ids,
                 max_tokens=max_tokens,
-                output=new_output(serving, prompt, request.stop),
+                output=new_output(serving, prompt, stops=request.stop),
                 emit=emit,
             )
             serving.engine.submit(ticket, job)
@@ -158,7 +158,7 @@ class Service:
         return request, prompt, min(DEFAULT_MAX_TOKENS, room)
 
 
-def new_output(serving: Serving, prompt: Prompt, stops: tuple[str, ...] = ()) -> Output:
+def new_output(serving: Serving, prompt: Prompt, *, stops: tuple[str, ...]) -> Output:
     """The output chain for one generation on this prompt."""
     tokenizer = serving.prompts.tokenizer
     return Output(

@@ -77,7 +77,12 @@ def _warm_up(runner: Runner, engine: Engine, checkpoint: Checkpoint) -> None:
                 generation.next_token()
             if measured:
                 ended_s = time.perf_counter()
-                engine.observe(len(prompt.ids), first_s - started_s, tokens, ended_s - first_s)
+                engine.observe(
+                    prompt_tokens=len(prompt.ids),
+                    prefill_s=first_s - started_s,
+                    completion_tokens=tokens,
+                    decode_s=ended_s - first_s,
+                )
     except (WorkerError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise LoadError(
             f"The checkpoint loads but cannot answer a picture: {type(error).__name__}: {error}"

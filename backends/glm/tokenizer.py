@@ -114,7 +114,11 @@ class GlmTokenizer:
         return frozenset(self._controls.values())
 
     def render(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None, variables: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[Any] | None,
+        variables: dict[str, Any],
     ) -> str:
         """The chat template's text, ending in the generation prompt.
 

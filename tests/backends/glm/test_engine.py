@@ -52,6 +52,12 @@ def job(inbox: Inbox, *, max_tokens: int = 100, stops: tuple[str, ...] = ()) -> 
     )
 
 
+def observe(engine: Engine, prefill_s: float, completion: int, decode_s: float) -> None:
+    engine.observe(
+        prompt_tokens=100, prefill_s=prefill_s, completion_tokens=completion, decode_s=decode_s
+    )
+
+
 class Bench:
     """An engine over a script, stopped at the end of the test."""
 
@@ -140,7 +146,7 @@ def test_a_full_queue_says_when_to_come_back(bench: Bench) -> None:
 
 def test_retry_after_grows_with_the_measured_turn(bench: Bench) -> None:
     engine = bench.start(Script(b"a"), queue_limit=0)
-    engine.observe(100, 2.0, 50, 9.5)
+    observe(engine, 2.0, 50, 9.5)
     engine.admit()
     with pytest.raises(WorkerBusy) as caught:
         engine.admit()
@@ -242,9 +248,9 @@ def test_cache_use_is_reported_while_a_request_runs(bench: Bench) -> None:
 def test_speeds_are_measured_and_short_answers_do_not_count_as_decoding(bench: Bench) -> None:
     engine = bench.start(Script(b"a"))
     assert engine.load().decode_tokens_per_s == 0.0
-    engine.observe(100, 0.5, 2, 0.0001)
+    observe(engine, 0.5, 2, 0.0001)
     assert (engine.load().prefill_tokens_per_s, engine.load().decode_tokens_per_s) == (200.0, 0.0)
-    engine.observe(100, 0.5, 11, 2.0)
+    observe(engine, 0.5, 11, 2.0)
     assert engine.load().decode_tokens_per_s == 5.0
 
 

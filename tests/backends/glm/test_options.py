@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from backends.glm.__main__ import main
+from backends.glm.nano import CHECKPOINT
+from backends.glm.nano import NAME as NANO
 from backends.glm.options import NAME_DEFAULT, parse_options
 
 
@@ -19,6 +21,13 @@ def test_defaults() -> None:
     assert options.max_model_len is None
 
 
+def test_without_a_model_the_built_in_one_is_served() -> None:
+    options = parse_options([])
+    assert options.model == CHECKPOINT
+    assert options.names[:2] == (NANO, NAME_DEFAULT)
+    assert parse_options(["--served-name", "x"]).names[0] == "x"
+
+
 def test_names() -> None:
     options = parse_options(
         ["--model", "m", "--name", "gpu1", "--served-name", "a", "--served-name", "b"]
@@ -28,7 +37,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["--model", "m", "--port", "-1"], ["--model", "m", "--queue", "x"],
+    [["--model", "m", "--port", "-1"], ["--model", "m", "--queue", "x"],
      ["--model", "m", "--dtype", "int3"], ["--model", "m", "--max-model-len", "1"]],
 )  # fmt: skip
 def test_mistakes_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
