@@ -95,6 +95,7 @@ ROWS: list[tuple[str, str, str]] = [
     ("exp null", token(exp=None), "exp"),
     ("exp a text", token(exp=str(NOW + 600)), "exp"),
     ("exp true", token(exp=True), "exp"),
+    ("iat true", token(iat=True), "iat"),
     ("exp infinite", signed_bytes("ed", INFINITE), "exp"),
     ("exp NaN", signed_bytes("ed", json.dumps(claims(exp=float("nan"))).encode()), "claims"),
     ("exp of 400 digits", token(exp=10**400), "exp"),
