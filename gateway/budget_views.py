@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+from gateway.redis_link import Packed
 from policies.budget import Period, window_at
 from policies.types import BudgetView, Value
 
@@ -35,8 +36,8 @@ class Budget:
     """One budget and the counter of its current period; `at` moves it to another period."""
 
     __slots__ = (
-        "counter", "drop_ms", "generation", "id", "limit_nano", "period", "resets_s", "scope",
-        "starts_s", "version", "view", "zone",
+        "_view", "counter", "generation", "held_nano", "id", "limit_nano", "packed", "period",
+        "posted_nano", "resets_s", "scope", "starts_s", "version", "zone",
     )  # fmt: skip
 
     def __init__(self, budget_id: str, limit_nano: int, definition: str, now_s: float) -> None:
@@ -56,23 +57,31 @@ class Budget:
         self.resets_s = math.inf if window.resets_at_s is None else window.resets_at_s
         self.counter = f"{self.id}|{self.generation}|{window.id}"
         ends = window.resets_at_s
-        self.drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
-        self.view = BudgetView(
-            scope=self.scope,
-            limit_nano=self.limit_nano,
-            posted_nano=0,
-            held_nano=0,
-            resets_at_s=ends,
-        )
+        drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
+        self.packed = Packed.of(self.id, self.counter, drop_ms)  # as reserve.lua wants it
+        self.saw(0, 0)
 
     def saw(self, posted_nano: int, held_nano: int) -> None:
-        self.view = BudgetView(
-            scope=self.scope,
-            limit_nano=self.limit_nano,
-            posted_nano=posted_nano,
-            held_nano=held_nano,
-            resets_at_s=self.view.resets_at_s,
-        )
+        self.posted_nano = posted_nano
+        self.held_nano = held_nano
+        self._view: BudgetView | None = None
+
+    @property
+    def resets_at_s(self) -> float | None:
+        return None if self.resets_s == math.inf else self.resets_s
+
+    @property
+    def view(self) -> BudgetView:
+        """Made when somebody looks: figures change more often."""
+        if self._view is None:
+            self._view = BudgetView(
+                scope=self.scope,
+                limit_nano=self.limit_nano,
+                posted_nano=self.posted_nano,
+                held_nano=self.held_nano,
+                resets_at_s=self.resets_at_s,
+            )
+        return self._view
 
     def status(self) -> BudgetStatus:
         return BudgetStatus(
@@ -80,9 +89,9 @@ class Budget:
             period=self.period,
             zone=self.zone,
             limit_nano=self.limit_nano,
-            posted_nano=self.view.posted_nano,
-            held_nano=self.view.held_nano,
-            resets_at_s=self.view.resets_at_s,
+            posted_nano=self.posted_nano,
+            held_nano=self.held_nano,
+            resets_at_s=self.resets_at_s,
             version=self.version,
         )
 
@@ -108,7 +117,7 @@ class BudgetViews:
             budget = Budget(raw_id.decode(), int(limit_of[raw_id]), definition.decode(), now_s)
             old = before.get(budget.id)
             if old is not None and old.counter == budget.counter:
-                budget.saw(old.view.posted_nano, old.view.held_nano)
+                budget.saw(old.posted_nano, old.held_nano)
             self._by_id[budget.id] = budget
             self._by_scope.setdefault(budget.scope, []).append(budget)
         self._views = {}

@@ -136,7 +136,19 @@ class Ledger(Control):
         try:
             for _ in range(RELOADS_MAX):
                 drawn = self._budgets.drawn(hold.scopes, ours_s)
-                reply = await self._reserve_once(hold, drawn, draft, now_s)
+                reply: list[Any] = await self._hot.run(
+                    self._keys.reserve,
+                    hold.id,
+                    hold.amount_nano,
+                    "S" if hold.sent else "P",
+                    int(1000 * (hold.deadline_s - now_s)),
+                    draft,
+                    self._keys.owner,
+                    self._lease_ms,
+                    self._clock(now_s),
+                    self._budgets.epoch,
+                    more=[budget.packed for budget in drawn],
+                )
                 if reply[0] != 0:
                     return self._reserved(hold, drawn, reply)
                 epoch, limits, defs = reply[2:]
@@ -150,46 +162,23 @@ class Ledger(Control):
             raise
         raise LedgerUnavailable("the budgets keep changing", ambiguous=False)
 
-    async def _reserve_once(
-        self, hold: HoldRequest, drawn: Sequence[Budget], draft: bytes, now_s: float
-    ) -> list[Any]:
-        per_budget: list[str | int] = []
-        for budget in drawn:
-            per_budget += (budget.id, budget.counter, budget.drop_ms)
-        reply: list[Any] = await self._hot.run(
-            RESERVE,
-            self._keys.reserve,
-            hold.id,
-            hold.amount_nano,
-            "S" if hold.sent else "P",
-            int(1000 * (hold.deadline_s - now_s)),
-            draft,
-            self._keys.owner,
-            self._lease_ms,
-            self._clock(now_s),
-            self._budgets.epoch,
-            *per_budget,
-        )
-        return reply
-
     def _reserved(
         self, hold: HoldRequest, drawn: list[Budget], reply: list[Any]
     ) -> Reserved | Exhausted:
         if reply[0] == 1:
-            figures = [figure for i, figure in enumerate(reply[1:]) if i % 3 != 2]
-            self._budgets.saw(drawn, figures)
+            self._budgets.saw(drawn, reply[1:])
             self._open[hold.id] = (drawn, hold.deadline_s)
             return Reserved(hold_id=hold.id, budgets=tuple([budget.view for budget in drawn]))
         if reply[0] == 2:
             budget = drawn[reply[1]]
-            self._budgets.saw((budget,), reply[2:4])
+            self._budgets.saw((budget,), reply[2:])
             return Exhausted(budget=budget.view, period=budget.period)
         raise HoldClosed(hold.id, _STATES[reply[1]])
 
     async def mark_sent(self, hold_id: str) -> bool:
         """Call it just before the first byte leaves. False: the hold is not open (it ran out);
         nothing may be sent then."""
-        return bool(await self._hot.run(MARK_SENT, (self._keys.holds,), hold_id) == 1)
+        return bool(await self._hot.run(self._keys.mark_sent, hold_id) == 1)
 
     async def settle(self, hold_id: str, row: Row) -> Settled:
         """Posts `row.posted_nano`, at most what was held, and writes the row.
@@ -201,7 +190,6 @@ class Ledger(Control):
         if row.posted_nano < 0:
             raise ValueError("a cost cannot be negative")
         reply = await self._hot.run(
-            SETTLE,
             self._keys.settle,
             hold_id,
             min(row.posted_nano, MONEY_NANO_MAX),
@@ -230,7 +218,7 @@ class Ledger(Control):
         self._voided(hold_id, reply)
 
     def _send_void(self, hold_id: str) -> asyncio.Future[Any]:
-        return self._hot.run(VOID, self._keys.void, hold_id, self._clock(), REMEMBER_MS)
+        return self._hot.run(self._keys.void, hold_id, self._clock(), REMEMBER_MS)
 
     def _voided(self, hold_id: str, reply: list[Any]) -> None:
         self._abandoned.pop(hold_id, None)
@@ -286,7 +274,7 @@ class Ledger(Control):
     async def close(self) -> None:
         """Ends the lease, so that whatever is still open is swept at once, and disconnects."""
         try:
-            await self._control.run(LEASE, (self._keys.owners,), self._keys.owner, 0, self._clock())
+            await self._control.run(self._keys.lease, self._keys.owner, 0, self._clock())
         except LedgerUnavailable:
             _log.warning("lease_not_ended: it runs out by itself")
         await self._control.close()

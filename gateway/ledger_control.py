@@ -10,13 +10,8 @@ from typing import Final
 from gateway import rows
 from gateway.budget_views import KEEP_FINISHED_S, BudgetStatus, BudgetViews
 from gateway.ledger_parts import (
-    DEFINITIONS,
-    DELETE_BUDGET,
     HOLD_S_MAX,
-    LEASE,
     REMEMBER_MS,
-    SET_BUDGET,
-    SWEEP,
     Keys,
     Swept,
     Till,
@@ -54,7 +49,7 @@ class Control:
     async def renew_lease(self, now_s: float) -> None:
         """Says that this process lives; call it every second or two. Reservations say it too."""
         await self._control.run(
-            LEASE, (self._keys.owners,), self._keys.owner, self._lease_ms, self._clock(now_s)
+            self._keys.lease, self._keys.owner, self._lease_ms, self._clock(now_s)
         )
 
     async def sweep(self, now_s: float, batch: int = 200) -> Swept:
@@ -70,8 +65,7 @@ class Control:
                 o.decode() for o in await self._control.call("ZRANGE", self._keys.owners, 0, -1)
             ]
             reply = await self._control.run(
-                SWEEP,
-                (*self._keys.sweep, *map(self._keys.open_of, owners)),
+                self._keys.sweep(owners),
                 self._clock(now_s),
                 batch,
                 REMEMBER_MS,
@@ -86,9 +80,7 @@ class Control:
 
     async def refresh(self, now_s: float) -> None:
         """Reads definitions and figures anew."""
-        reply = await self._control.run(
-            DEFINITIONS, (self._keys.limits, self._keys.defs), self._budgets.epoch
-        )
+        reply = await self._control.run(self._keys.definitions, self._budgets.epoch)
         if self._server_clock:
             skew_s = reply[0] / 1000 - now_s
             if abs(skew_s) > SKEW_WARN_S and abs(self._skew_s) <= SKEW_WARN_S:
@@ -120,8 +112,7 @@ class Control:
         if period is Period.TOTAL:
             zone = "UTC"  # it has no midnight, and a change of zone would begin a new count
         await self._control.run(
-            SET_BUDGET,
-            (self._keys.limits, self._keys.defs),
+            self._keys.set_budget,
             f"{period.value}|{check_scope(scope)}",
             limit_nano,
             check_zone(zone),
@@ -136,8 +127,7 @@ class Control:
         budget_id = f"{Period(period).value}|{check_scope(scope)}"
         budget = self._budgets.of(budget_id)
         reply = await self._control.run(
-            DELETE_BUDGET,
-            (self._keys.limits, self._keys.defs, self._keys.periods),
+            self._keys.delete_budget,
             budget_id,
             budget.counter if budget is not None else "",
             int(1000 * (now_s + KEEP_FINISHED_S)),

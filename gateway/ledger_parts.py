@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from gateway.redis_link import Script
+from gateway.redis_link import Bound, Script
 from gateway.rows import Row
 from policies.budget import HoldState, Period
 from policies.types import BudgetView, Value
@@ -91,7 +92,8 @@ SET_BUDGET, DELETE_BUDGET = map(_script, ("set_budget", "delete_budget"))
 
 
 class Keys:
-    """Names of everything in Redis. One hash tag: a cluster keeps them in one place."""
+    """Names of everything in Redis (one hash tag: a cluster keeps them in one place), and the
+    scripts bound to them."""
 
     def __init__(self, books: str, owner: str) -> None:
         self.owner = owner
@@ -101,15 +103,25 @@ class Keys:
         self.periods, self.owners, self.swept = base + "periods", base + "owners", base + "swept"
         self.till, self.rows = base + "till", base + "rows"
         mine = self.open_of(owner)
-        self.reserve = (
-            self.limits, self.defs, self.counters, self.periods, self.holds, self.drafts,
-            self.owners, mine, self.done, self.till,
+        holds = (self.holds, self.drafts, self.counters)
+        self.reserve = Bound(
+            RESERVE,
+            (self.limits, self.defs, self.counters, self.periods, self.holds, self.drafts,
+             self.owners, mine, self.done, self.till),
         )  # fmt: skip
-        self.void = (self.holds, self.drafts, self.counters, mine, self.done, self.till)
-        self.settle = (*self.void, self.rows)
-        self.sweep = (
-            self.holds, self.drafts, self.counters, self.done, self.till, self.rows,
-            self.owners, self.periods, self.swept,
+        self.mark_sent = Bound(MARK_SENT, (self.holds,))
+        self.settle = Bound(SETTLE, (*holds, mine, self.done, self.till, self.rows))
+        self.void = Bound(VOID, (*holds, mine, self.done, self.till))
+        self.lease = Bound(LEASE, (self.owners,))
+        self.definitions = Bound(DEFINITIONS, (self.limits, self.defs))
+        self.set_budget = Bound(SET_BUDGET, (self.limits, self.defs))
+        self.delete_budget = Bound(DELETE_BUDGET, (self.limits, self.defs, self.periods))
+
+    def sweep(self, owners: Iterable[str]) -> Bound:
+        return Bound(
+            SWEEP,
+            (self.holds, self.drafts, self.counters, self.done, self.till, self.rows,
+             self.owners, self.periods, self.swept, *map(self.open_of, owners)),
         )  # fmt: skip
 
     def open_of(self, owner: str) -> str:

@@ -18,6 +18,7 @@ import logging
 import random
 import ssl
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -114,8 +115,45 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-_Command = tuple[Any, ...]
-_Repeat = tuple[Script, _Command]
+class Bound:
+    """A script with the keys it is called with, packed once: packing them for every call would
+    cost more than everything else that is done for it."""
+
+    def __init__(self, script: Script, keys: tuple[str, ...]) -> None:
+        self._head_parts = 3 + len(keys)
+        self._by_sha = _parts("EVALSHA", script.sha, len(keys), *keys)
+        self._in_full = _parts("EVAL", script.source, len(keys), *keys)
+
+    def call(self, count: int, packed: bytes, *, in_full: bool = False) -> bytes:
+        """The command with `count` arguments that were packed by `parts`."""
+        head = self._in_full if in_full else self._by_sha
+        return b"*%d\r\n%b%b" % (self._head_parts + count, head, packed)
+
+
+def pack(*command: str | bytes | int) -> bytes:
+    """A whole command as it goes over the wire."""
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+def _parts(*values: str | bytes | int) -> bytes:
+    """Values as they stand inside a command, without the line that counts them."""
+    packed = pack(*values)
+    return packed[packed.index(b"\n") + 1 :]
+
+
+class Packed(Value, frozen=True, kw_only=True):
+    """Arguments of a script that were packed before and are used again."""
+
+    count: int
+    data: bytes
+
+    @classmethod
+    def of(cls, *values: str | bytes | int) -> Packed:
+        return cls(count=len(values), data=_parts(*values))
+
+
+_Repeat = tuple[Bound, int, bytes]  # a script call, should it have to be sent in full
 
 
 class _Wire(asyncio.Protocol):
@@ -154,20 +192,18 @@ class _Wire(asyncio.Protocol):
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    def send(self, command: _Command, script: Script | None = None) -> asyncio.Future[Any]:
+    def send(self, command: bytes, repeat: _Repeat | None = None) -> asyncio.Future[Any]:
         """Queues a command; it is written at the end of this turn of the loop."""
         if self._transport is None or self._transport.is_closing():
             raise LedgerUnavailable("the connection to Redis was lost", ambiguous=False)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._enqueue(future, command, None if script is None else (script, command))
+        self._enqueue(future, command, repeat)
         return future
 
-    def _enqueue(
-        self, future: asyncio.Future[Any], command: _Command, repeat: _Repeat | None
-    ) -> None:
+    def _enqueue(self, future: asyncio.Future[Any], command: bytes, repeat: _Repeat | None) -> None:
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(command))
+        self._out.append(command)
         self._waiting.append((future, self._loop.time() + self._timeout_s, repeat))
 
     def _flush(self) -> None:
@@ -198,8 +234,8 @@ class _Wire(asyncio.Protocol):
         if not future.done():
             if code == "NOSCRIPT" and repeat is not None:
                 # a restart or SCRIPT FLUSH forgot it; EVAL also teaches it to the server again
-                script, (_, _, *rest) = repeat
-                self._enqueue(future, ("EVAL", script.source, *rest), None)
+                bound, count, packed = repeat
+                self._enqueue(future, bound.call(count, packed, in_full=True), None)
                 return
             if code in _REFUSED:
                 future.set_exception(
@@ -261,21 +297,26 @@ class RedisLink:
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Sends one command. The future gives the reply as hiredis reads it (bulk strings are
         bytes), or raises LedgerUnavailable or LedgerFault; a full or broken link raises at once."""
-        return self._send(command, None)
+        return self._send(pack(*command), None)
 
     def run(
-        self, script: Script, keys: tuple[str, ...], *args: str | bytes | int
+        self, bound: Bound, *args: str | bytes | int, more: Sequence[Packed] = ()
     ) -> asyncio.Future[Any]:
-        """Runs a script by its hash, and in full when the server has forgotten it. As `call`."""
-        return self._send(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+        """Runs a script by its hash, and in full when the server has forgotten it. `more` stands
+        behind `args`. Otherwise as `call`."""
+        count, packed = len(args), _parts(*args)
+        for part in more:
+            count += part.count
+            packed += part.data
+        return self._send(bound.call(count, packed), (bound, count, packed))
 
-    def _send(self, command: _Command, script: Script | None) -> asyncio.Future[Any]:
+    def _send(self, command: bytes, repeat: _Repeat | None) -> asyncio.Future[Any]:
         wire = self._wire
         if wire is None:
             raise LedgerUnavailable("there is no connection to Redis", ambiguous=False)
         if wire.in_flight >= IN_FLIGHT_MAX:
             raise LedgerUnavailable("too many commands wait for Redis", ambiguous=False)
-        return wire.send(command, script)
+        return wire.send(command, repeat)
 
     async def close(self) -> None:
         """Closes the connection; commands in flight fail. May be called twice."""
@@ -334,11 +375,11 @@ class RedisLink:
         replies = []
         if target.password is not None:
             names = (target.username,) if target.username else ()
-            replies.append(wire.send(("AUTH", *names, target.password)))
+            replies.append(wire.send(pack("AUTH", *names, target.password)))
         if target.db:
-            replies.append(wire.send(("SELECT", target.db)))
-        replies.append(wire.send(("PING",)))  # answers LOADING until the books are read
-        replies.extend(wire.send(("SCRIPT", "LOAD", s.source)) for s in self._scripts)
+            replies.append(wire.send(pack("SELECT", target.db)))
+        replies.append(wire.send(pack("PING")))  # answers LOADING until the books are read
+        replies.extend(wire.send(pack("SCRIPT", "LOAD", s.source)) for s in self._scripts)
         for result in await asyncio.gather(*replies, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result

@@ -14,8 +14,8 @@
 --       8 clock (ms, 0: the server's)  9 epoch that the caller knows
 --       then for each budget: budget id, counter, drop time (ms; 0: never)
 -- Answer {0, clock, epoch, limits, defs}             the caller's definitions are stale; nothing held
---        {1, (posted, held, limit) of each budget}   held; a repeated call answers the same way
---        {2, number of the budget, posted, held, limit}  that budget has no room; nothing held
+--        {1, (posted, held) of each budget}   held; a repeated call answers the same way
+--        {2, number of the budget, posted, held}   that budget has no room; nothing held
 --        {3, state}                                  this id was resolved before; nothing held
 
 local k = { holds = KEYS[5], done = KEYS[9] }
@@ -60,11 +60,10 @@ for i = 1, count do
   local held = tonumber(figures[2 * i] or '0')
   local limit = tonumber(limits[i + 1] or '0')
   if not before and amount > limit - posted - held then
-    return { 2, i - 1, posted, held, limit }
+    return { 2, i - 1, posted, held }
   end
   answer[#answer + 1] = posted
   answer[#answer + 1] = held + added
-  answer[#answer + 1] = limit
   if amount > 0 then
     record = record .. '\n' .. ARGV[8 + 3 * i]
   end

@@ -13,7 +13,15 @@ import pytest
 import redis
 
 from gateway import redis_link
-from gateway.redis_link import LedgerFault, LedgerUnavailable, RedisLink, Script, Target, parse_url
+from gateway.redis_link import (
+    Bound,
+    LedgerFault,
+    LedgerUnavailable,
+    RedisLink,
+    Script,
+    Target,
+    parse_url,
+)
 from tests.gateway.redis_servers import RealServer
 
 
@@ -102,9 +110,9 @@ async def test_an_error_belongs_to_its_command_only(redis_url: str) -> None:
 async def test_a_forgotten_script_is_sent_again_in_full(redis_url: str) -> None:
     script = Script("return {KEYS[1], ARGV[1]}")
     async with linked(redis_url, scripts=(script,)) as link:
-        assert await link.run(script, ("k",), 1) == [b"k", b"1"]
+        assert await link.run(Bound(script, ("k",)), 1) == [b"k", b"1"]
         await link.call("SCRIPT", "FLUSH")
-        asked = [link.run(script, ("k",), n) for n in range(3)]
+        asked = [link.run(Bound(script, ("k",)), n) for n in range(3)]
         asked.insert(1, link.call("ECHO", "between"))
         assert await asyncio.gather(*asked) == [
             [b"k", b"0"],
@@ -230,7 +238,7 @@ async def test_a_killed_server(own_server: Callable[..., RealServer]) -> None:
     script = Script("return 7")
     async with linked(server.url, scripts=(script,)) as link:
         server.signal(signal.SIGSTOP)
-        waiting = [link.run(script, ()) for _ in range(3)]
+        waiting = [link.run(Bound(script, ())) for _ in range(3)]
         await asyncio.sleep(0.02)
         server.kill()
         for error in await asyncio.gather(*waiting, return_exceptions=True):
@@ -241,7 +249,7 @@ async def test_a_killed_server(own_server: Callable[..., RealServer]) -> None:
         began = time.monotonic()
         await wait_until(lambda: link.up)
         assert time.monotonic() - began < 2.5
-        assert await link.run(script, ()) == 7
+        assert await link.run(Bound(script, ())) == 7
 
 
 async def test_refusals_are_not_ambiguous(own_server: Callable[..., RealServer]) -> None:
@@ -249,20 +257,22 @@ async def test_refusals_are_not_ambiguous(own_server: Callable[..., RealServer])
     script = Script("return redis.call('SET', KEYS[1], ARGV[1])")
     async with linked(server.url, scripts=(script,)) as link:
         with server.client() as client:
+            before = await link.call("CLIENT", "ID")
             client.config_set("maxmemory", 1)
             with pytest.raises(LedgerUnavailable, match="OOM") as caught:
-                await link.run(script, ("k",), "v")
+                await link.run(Bound(script, ("k",)), "v")
             assert not caught.value.ambiguous
             client.config_set("maxmemory", 0)
             client.replicaof("127.0.0.1", "1")
             with pytest.raises(LedgerUnavailable, match="READONLY") as caught:
-                await link.run(script, ("k",), "v")
+                await link.run(Bound(script, ("k",)), "v")
             assert not caught.value.ambiguous
             assert client.get("k") is None
             client.replicaof("NO", "ONE")
-        await wait_until(lambda: not link.up)  # it looks for the new primary
+        await asyncio.sleep(0)  # the connection was cut, to look for the new primary
         await wait_until(lambda: link.up)
-        assert await link.run(script, ("k",), "v") == b"OK"
+        assert await link.call("CLIENT", "ID") != before
+        assert await link.run(Bound(script, ("k",)), "v") == b"OK"
 
 
 async def test_no_more_than_so_many_wait(
