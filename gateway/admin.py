@@ -201,4 +201,5 @@ def _facts_of(asked: Described, gateway: Gateway) -> Facts:
 
 
 def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+    body = msgspec.json.encode(value, enc_hook=dict)  # a read-only mapping is one all the same
+    return web.Response(body=body, content_type="application/json")

@@ -104,7 +104,7 @@ _STATUS: Mapping[Kind, int] = {
     Kind.BUSY: 503,
     Kind.OVERLOADED: 503,
     Kind.RATE_LIMITED: 429,
-    Kind.CONNECT: 502,
+    Kind.CONNECT: 503,
     Kind.TIMEOUT_FIRST: 504,
     Kind.TIMEOUT_IDLE: 504,
     Kind.TIMEOUT_TOTAL: 504,

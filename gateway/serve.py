@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
 HOLD_GRACE_S = 30.0
-_OUTCOMES = {
-    Kind.TIMEOUT_FIRST: Outcome.TIMEOUT,
-    Kind.TIMEOUT_IDLE: Outcome.TIMEOUT,
-    Kind.TIMEOUT_TOTAL: Outcome.TIMEOUT,
-    Kind.BROKEN: Outcome.BROKEN,
-}
+_TIMEOUTS = (Kind.TIMEOUT_FIRST, Kind.TIMEOUT_IDLE, Kind.TIMEOUT_TOTAL)
 
 
 async def serve(gateway: Gateway, request: web.Request, dialect: Dialect) -> web.StreamResponse:
@@ -78,24 +73,29 @@ class _Attempts:
 
     async def run(self, attempts: tuple[Attempt, ...]) -> web.StreamResponse:
         error: GatewayError | None = None
+        facts = self._exchange.facts
         for number, attempt in enumerate(attempts):
-            run = await self._reserve(number, attempt)
-            if run is None:
-                error = error or self._exchange.over_budget()
-                continue
-            try:
-                return await self._answer(run)
-            except Failure as failure:
-                more = failure.elsewhere and number + 1 < len(attempts)
-                taken = self._advance_failed(run, failure, more=more)
-                await self._exchange.settle(
-                    run, taken, outcome=_OUTCOMES.get(failure.kind, Outcome.FAILED)
-                )
-                if taken.then is Then.BREAK:
-                    return await self._break(failure)
-                error = errors.of_failure(failure, pinned=self._exchange.pinned)
-                if taken.then is Then.FAIL:
-                    break
+            # Counted from here on: whoever decides while we reserve must see that we are coming.
+            with self._gateway.world.sending(
+                attempt, facts.prompt_tokens_likely, facts.output_tokens_likely
+            ):
+                run = await self._reserve(number, attempt)
+                if run is None:
+                    error = error or self._exchange.over_budget()
+                    continue
+                try:
+                    return await self._answer(run)
+                except Failure as failure:
+                    more = failure.elsewhere and number + 1 < len(attempts)
+                    taken = self._advance_failed(run, failure, more=more)
+                    broken = taken.then is Then.BREAK
+                    outcome = Outcome.BROKEN if broken else _outcome(failure)
+                    await self._exchange.settle(run, taken, outcome=outcome)
+                    if broken:
+                        return await self._break(failure)
+                    error = errors.of_failure(failure, pinned=self._exchange.pinned)
+                    if taken.then is Then.FAIL:
+                        break
         assert error is not None  # a plan is never empty
         raise self._exchange.explain(error)
 
@@ -127,24 +127,21 @@ class _Attempts:
 
     async def _answer(self, run: Run) -> web.StreamResponse:
         """Sends the attempt and passes its answer on. Raises Failure with the hold unresolved."""
-        facts, reply = self._exchange.facts, None
-        with self._gateway.world.sending(
-            run.attempt, facts.prompt_tokens_likely, facts.output_tokens_likely
-        ):
-            try:
-                reply = await self._open(run)
-                run.advance(Event.OPENED)
-                answer = self._stream if facts.stream else self._plain
-                return await answer(reply, run)
-            except (asyncio.CancelledError, ConnectionResetError):
-                if not run.over:  # else the answer was complete and only its tail was not taken
-                    taken = run.advance(Event.CLIENT_GONE)
-                    settling = self._exchange.settle(run, taken, outcome=Outcome.CLIENT_GONE)
-                    self._gateway.later(settling)  # this task is being cancelled
-                raise
-            finally:
-                if reply is not None:
-                    await reply.close()
+        reply = None
+        try:
+            reply = await self._open(run)
+            run.advance(Event.OPENED)
+            answer = self._stream if self._exchange.facts.stream else self._plain
+            return await answer(reply, run)
+        except (asyncio.CancelledError, ConnectionResetError):
+            if not run.over:  # else the answer was complete and only its tail was not taken
+                taken = run.advance(Event.CLIENT_GONE)
+                settling = self._exchange.settle(run, taken, outcome=Outcome.CLIENT_GONE)
+                self._gateway.later(settling)  # this task is being cancelled
+            raise
+        finally:
+            if reply is not None:
+                await reply.close()
 
     async def _open(self, run: Run) -> Reply:
         attempt = run.attempt
@@ -224,3 +221,9 @@ class _Attempts:
     def _timeouts(self, attempt: Attempt) -> Timeouts:
         limits = self._gateway.config.limits
         return limits.local if attempt.site is Site.LOCAL else limits.cloud
+
+
+def _outcome(failure: Failure) -> Outcome:
+    if failure.kind in _TIMEOUTS:
+        return Outcome.TIMEOUT
+    return Outcome.BROKEN if failure.kind is Kind.BROKEN else Outcome.FAILED

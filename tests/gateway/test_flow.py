@@ -1,0 +1,354 @@
+"""One request from the client to the books, through a real gateway on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from PIL import Image
+from volcenginesdkarkruntime import AsyncArk
+
+from backends.scripted_server import ServerOptions
+from gateway.rows import Outcome, RowState
+from gateway.tasks import spawn
+from policies.types import Sensitivity, Site
+from tests.gateway.rig import rig, until
+
+QUICK = ServerOptions(chunks=5)
+# One slot and one place in its queue: the third caller at once finds it full.
+NARROW = ServerOptions(chunks=5, slots=1, first_ms=300)
+CLOUD = "cloud:doubao-seed-2-1-lite-260915"
+
+
+def picture(width: int = 64, height: int = 64) -> dict[str, Any]:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(out, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def asking(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "what is it?"}]}]
+
+
+async def test_a_plain_answer_says_where_it_came_from_and_what_it_cost(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK]) as house:
+        answer = await house.ask(messages=asking(picture()))
+        assert answer.status == 200
+        assert answer.json["choices"][0]["message"]["content"].startswith("word")
+        assert answer.header("route") == "local:w1"
+        assert answer.header("reason") == "local_fits"
+        assert answer.header("attempts") == "1"
+        (row,) = await house.settled()
+        assert row.request_id == answer.header("request-id")
+        assert (row.site, row.target, row.model) == (Site.LOCAL, "w1", "glm-4.6v")
+        assert (row.prompt_tokens, row.completion_tokens) == (12, 5)
+        assert (row.outcome, row.state, row.final) == (Outcome.OK, RowState.FINAL, True)
+        assert float(answer.header("cost-cny") or 0) == row.posted_nano / 1e9 > 0
+        assert float(answer.header("saved-cny") or 0) == row.saved_nano / 1e9
+
+
+@pytest.mark.parametrize("asked", [None, True, False], ids=["silent", "asked", "refused"])
+async def test_a_stream_ends_with_the_decision_and_the_cost(
+    books_url: str, asked: bool | None
+) -> None:
+    async with rig(books_url, workers=[QUICK]) as house:
+        more = {} if asked is None else {"stream_options": {"include_usage": asked}}
+        answer = await house.ask(stream=True, **more)
+        assert answer.ended_well
+        assert answer.header("route") == "local:w1"
+        *others, last = answer.chunks
+        assert all("yuzui" not in chunk for chunk in others)
+        assert last["yuzui"]["reason"] == "local_fits"
+        assert last["yuzui"]["cost_cny"] > 0
+        assert ("usage" in last and last["choices"] == []) == bool(asked)
+        # a client that did not ask for usage must never see a chunk without choices
+        assert all(chunk["choices"] for chunk in answer.chunks) != bool(asked)
+        (row,) = await house.settled()
+        assert row.stream
+        assert row.completion_tokens == 5
+        assert row.finish_reason == "stop"
+
+
+async def test_the_openai_and_the_ark_sdk_need_only_another_address_and_key(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK]) as house:
+        client = openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=house.token())
+        plain = await client.chat.completions.create(model="glm-4.6v", messages=asking(picture()))
+        assert plain.usage is not None
+        assert plain.usage.completion_tokens == 5
+        stream = await client.chat.completions.create(
+            model="glm-4.6v-flash", messages=asking(), stream=True
+        )
+        texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert "".join(texts).split() == ["word"] * 5
+        assert {m.id for m in (await client.models.list()).data} >= {"glm-4.6v", "local/glm-4.6v"}
+        with pytest.raises(openai.NotFoundError, match="no model"):
+            await client.chat.completions.create(model="gpt-9", messages=asking())
+        await client.close()
+
+        ark = AsyncArk(base_url=f"{house.url}/api/v3", api_key=house.token())
+        answer = await ark.chat.completions.create(model="glm-4.6v", messages=asking())
+        assert answer.choices[0].message.content.startswith("word")
+        async with await ark.chat.completions.create(
+            model="glm-4.6v", messages=asking(), stream=True
+        ) as chunks:
+            assert len([chunk async for chunk in chunks]) == 7
+        await ark.close()
+        assert len(await house.settled()) == 4
+
+
+async def test_the_predict_api(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK]) as house:
+        sent = {"prompt": "what?", "image_url": picture()["image_url"]["url"]}
+        url = f"{house.url}/v1/models/glm-4.6v:predict"
+        async with house.http.post(url, json=sent, headers=house.headers()) as response:
+            assert response.status == 200
+            assert (await response.json())["text"].split() == ["word"] * 5
+            assert response.headers["x-yuzui-route"] == "local:w1"
+
+
+async def test_what_the_pool_cannot_take_in_time_goes_to_the_cloud(books_url: str) -> None:
+    async with rig(books_url, workers=[NARROW], cloud=True) as house:
+        answers = await asyncio.gather(*(house.ask() for _ in range(64)))
+        assert {answer.status for answer in answers} == {200}
+        routes = {answer.header("route") for answer in answers}
+        assert routes == {"local:w1", CLOUD}
+        for answer in answers:
+            expected = {"local_fits"} if answer.header("route") == "local:w1" else {"pool_full"}
+            # a worker that was quicker to fill than to report hands on to the next attempt
+            assert answer.header("reason") in expected | {"fallback"}
+        rows = await house.settled()
+        assert len([row for row in rows if row.final]) == 64
+        emulated = await house.cloud_requests()
+        assert len(emulated) == sum(answer.header("route") == CLOUD for answer in answers)
+
+
+@pytest.mark.parametrize("label", ["sensitive", "SENSITIVE ", "sensitve", ""])
+async def test_what_must_stay_never_reaches_the_cloud(books_url: str, label: str) -> None:
+    """However many ask at once, and also when the label is one that nobody knows."""
+    async with rig(books_url, workers=[NARROW], cloud=True) as house:
+        headers = house.headers(sensitivity=label)
+        answers = await asyncio.gather(*(house.ask(headers) for _ in range(64)))
+        assert {answer.status for answer in answers} == {200, 503}
+        for answer in answers:
+            assert answer.header("sensitivity") == "sensitive"
+            known = label.strip().lower() == "sensitive"
+            assert (answer.header("sensitivity-note") is None) == known
+            if answer.status == 503:
+                assert answer.code == "sensitive_local_unavailable"
+                assert int(answer.headers["retry-after"]) >= 1
+            else:
+                assert answer.header("reason") in ("sensitive_pinned", "fallback")
+        assert await house.cloud_requests() == []
+        asked = await house.ask(headers, model="cloud/glm-4.6v")
+        assert (asked.status, asked.code) == (403, "sensitive_pinned")
+        assert await house.cloud_requests() == []
+        # the positive control: without the label the same request does go out
+        assert (await house.ask(model="cloud/glm-4.6v")).status == 200
+        assert len(await house.cloud_requests()) == 1
+
+
+async def test_a_deadline_that_the_pool_cannot_meet_goes_out(books_url: str) -> None:
+    slow = ServerOptions(chunks=5, slots=1, first_ms=1500)
+    async with rig(books_url, workers=[slow], cloud=True) as house:
+        first = spawn(house.ask(), name="asking")
+        await until(lambda: house.workers[0].running > 0)
+        hurried = await house.ask(house.headers(deadline_ms="600"))
+        assert (hurried.header("route"), hurried.header("reason")) == (CLOUD, "deadline")
+        patient = await house.ask(house.headers(deadline_ms="30000"))
+        assert patient.header("route") == "local:w1"
+        assert (await first).status == 200
+        wrong = await house.ask(house.headers(deadline_ms="soon"))
+        assert (wrong.status, wrong.json["error"]["param"]) == (400, "x-yuzui-deadline-ms")
+
+
+async def test_a_spent_budget_says_which_and_when_it_starts_anew(books_url: str) -> None:
+    async with rig(books_url, cloud=True) as house:
+        await house.budget("backend:cloud", 1)
+        answer = await house.ask(model="cloud/glm-4.6v")
+        assert (answer.status, answer.code) == (429, "insufficient_quota")
+        assert answer.headers["x-should-retry"] == "false"
+        assert await house.cloud_requests() == []
+        # the premises have no such budget
+        assert (await house.ask()).header("route") == "local:w1"
+        await house.budget("tenant:t", 1, "month")
+        both = await house.ask()
+        assert (both.status, both.code) == (429, "insufficient_quota")
+        assert both.header("reason") == "budget_exhausted"
+
+
+async def test_200_clients_cannot_overspend(books_url: str) -> None:
+    """A cloud budget worth 40 % of what they would spend, watched all the while."""
+    async with rig(books_url, workers=[], cloud=True) as house:
+        one = await house.ask(max_tokens=64)
+        (row,) = await house.settled()
+        assert one.status == 200
+        limit = row.posted_nano * 80
+        await house.budget("backend:cloud", limit)
+        over: list[int] = []
+
+        async def watch() -> None:
+            while True:
+                (budget,) = await house.admin("GET", "/admin/budgets")
+                over.append(budget["posted_nano"] + budget["held_nano"] - limit)
+                await asyncio.sleep(0)
+
+        watcher = spawn(watch(), name="watcher")
+        answers = await asyncio.gather(*(house.ask(max_tokens=64) for _ in range(200)))
+        watcher.cancel()
+        statuses = [answer.status for answer in answers]
+        assert set(statuses) == {200, 429}
+        assert max(over) <= 0
+        assert len(over) > 1
+        rows = await house.settled()
+        assert len(rows) == 1 + statuses.count(200)
+        (budget,) = await house.admin("GET", "/admin/budgets")
+        assert budget["held_nano"] == 0
+        assert budget["posted_nano"] == sum(r.posted_nano for r in rows[1:]) <= limit
+
+
+async def test_another_attempt_takes_over_while_nothing_was_delivered(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK], cloud=True) as house:
+        house.workers[0].full = True  # it answers busy, which its report does not say
+        for stream in (False, True):
+            answer = await house.ask(stream=stream)
+            assert answer.status == 200
+            assert (answer.header("route"), answer.header("reason")) == (CLOUD, "fallback")
+            assert answer.header("attempts") == "2"
+        rows = await house.settled()
+        assert [row.target for row in rows] == [CLOUD.removeprefix("cloud:")] * 2
+        assert {row.attempts for row in rows} == {2}
+
+
+@pytest.mark.parametrize("fault", [{"cut_after": 3}, {"error_after": 3}, {"garbage_after": 3}])
+async def test_a_stream_that_breaks_ends_with_an_error_and_never_with_done(
+    books_url: str, fault: dict[str, Any]
+) -> None:
+    async with rig(books_url, cloud=True) as house:
+        await house.fault(fault, next=1)
+        answer = await house.ask(model="cloud/glm-4.6v", stream=True)
+        assert answer.status == 200
+        assert not answer.ended_well
+        assert b"[DONE]" not in answer.body
+        assert answer.chunks[-1]["error"]["code"]
+        (row,) = await house.settled()
+        assert (row.state, row.outcome) == (RowState.UNRECONCILED, Outcome.BROKEN)
+        assert row.posted_nano == row.held_nano  # what it really cost only the bill can tell
+
+
+@pytest.mark.parametrize("model", ["local/glm-4.6v", "cloud/glm-4.6v"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_a_client_that_leaves_is_booked_and_its_upstream_closed(
+    books_url: str, model: str, stream: bool
+) -> None:
+    endless = ServerOptions(chunks=10_000, pace_ms=20) if stream else ServerOptions(first_ms=60_000)
+    async with rig(books_url, workers=[endless], cloud=True) as house:
+        await house.fault({"token_ms": 50, "answer_tokens": 5_000, "first_ms": 300}, rate=1.0)
+        body = {"model": model, "stream": stream, "max_tokens": 8_000, "messages": asking()}
+        url = f"{house.url}/v1/chat/completions"
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(1.0),
+                house.http.post(url, json=body, headers=house.headers()) as response,
+            ):
+                assert response.status == 200
+                async for _ in response.content:
+                    pass
+        (row,) = await house.settled()
+        assert row.outcome == Outcome.CLIENT_GONE
+        assert row.posted_nano > 0
+        if row.site is Site.LOCAL:
+            await until(lambda: house.workers[0].running == 0)
+        else:
+            assert row.state == RowState.UNRECONCILED
+
+
+async def test_a_worker_that_vanishes_is_replaced_by_the_next_attempt(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK, QUICK]) as house:
+        await house.workers[0].kill()
+        answers = await asyncio.gather(*(house.ask() for _ in range(20)))
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.header("route") for answer in answers} == {"local:w2"}
+
+
+async def test_no_room_anywhere_is_a_503_that_says_when_to_come_back(books_url: str) -> None:
+    async with rig(books_url, workers=[QUICK], cloud=True) as house:
+        await house.workers[0].kill()
+        await house.fault({"code": "ServerOverloaded"}, rate=1.0)
+        await house.ask()  # learns that the cloud is overloaded
+        answer = await house.ask()
+        assert answer.status in (429, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_refusals_name_what_is_wrong(books_url: str) -> None:
+    async with rig(books_url) as house:
+        for body, param in (
+            ({"temperature": 9}, "temperature"),
+            ({"messages": []}, "messages"),
+            ({"max_tokens": 0}, "max_tokens"),
+            ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ):
+            answer = await house.ask(**body)
+            assert (answer.status, answer.json["error"]["param"]) == (400, param)
+        remote = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+        answer = await house.ask(messages=asking(remote))
+        assert (answer.status, answer.code) == (400, "unsupported_request")
+        broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGFsbG8="}}
+        assert (await house.ask(messages=asking(broken))).status == 400
+        assert (await house.ask({})).status == 401
+        assert (await house.ask({"Authorization": "Bearer x"})).code == "invalid_api_key"
+        limited = {"Authorization": f"Bearer {house.token(models=['other'])}"}
+        assert (await house.ask(limited)).code == "model_not_allowed"
+        for path, status in (("/nothing", 404), ("/v1/chat/completions", 405)):
+            async with house.http.get(house.url + path) as response:
+                assert response.status == status
+                assert "error" in await response.json()
+        assert await house.rows() == []
+
+
+async def test_a_floor_in_the_token_cannot_be_lowered(books_url: str) -> None:
+    async with rig(books_url, cloud=True) as house:
+        token = house.token(sensitivity=Sensitivity.SENSITIVE)
+        headers = {"Authorization": f"Bearer {token}", "x-yuzui-sensitivity": "public"}
+        answer = await house.ask(headers, metadata={"sensitivity": "public"})
+        assert (answer.header("reason"), answer.header("sensitivity")) == (
+            "sensitive_pinned",
+            "sensitive",
+        )
+
+
+async def test_explain_report_and_pool_on_the_admin_port(books_url: str) -> None:
+    async with rig(books_url, cloud=True) as house:
+        await house.ask()
+        await house.ask(model="cloud/glm-4.6v")
+        await house.settled()
+        report = await house.admin("GET", "/admin/report?by=backend")
+        assert [line["group"] for line in report["lines"]] == [CLOUD, "local:w1"]
+        assert report["total"]["requests"] == 2
+        why = await house.admin("POST", "/admin/explain", {"sensitivity": "secret"})
+        assert why["why"]["reason"] == "sensitive_pinned"
+        assert [a["target"] for a in why["attempts"]] == ["w1"]
+        pool = await house.admin("GET", "/admin/pool")
+        assert pool["workers"][0]["health"] == "up"
+        async with house.http.get(f"{house.admin_url}/admin/till") as response:
+            assert response.status == 401  # without the admin token nothing is told
+        async with house.http.get(f"{house.url}/admin/till") as response:
+            assert response.status == 404  # and nothing of it is on the public port
+
+
+async def test_a_stop_waits_for_what_runs(books_url: str) -> None:
+    async with rig(books_url, workers=[ServerOptions(chunks=20, pace_ms=50)]) as house:
+        running = spawn(house.ask(stream=True), name="asking")
+        await until(lambda: house.workers[0].running > 0)
+        house.stop.set()
+        answer = await running
+        assert answer.ended_well
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await house.ask()
