@@ -88,8 +88,7 @@ class World:
         """Counts an attempt as in flight until the block is left, however it is left."""
         target = self.target(attempt.target)
         before = target.breaker
-        target.breaker = breaker.sent(before, self._clock())
-        probe = target.breaker is not before
+        marked = target.breaker = breaker.sent(before, self._clock())
         target.in_flight += 1
         target.prompt_tokens += prompt_tokens
         target.output_tokens += output_tokens
@@ -99,7 +98,8 @@ class World:
             target.in_flight -= 1
             target.prompt_tokens -= prompt_tokens
             target.output_tokens -= output_tokens
-            if probe:  # whatever it proved is in the breaker, or about to be
+            ours = target.breaker.probing_since_s == marked.probing_since_s
+            if marked is not before and ours:  # it was the probe and has proved nothing (yet)
                 target.breaker = breaker.unproven(target.breaker)
 
     def succeeded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,9 @@ def parse_options(argv: Sequence[str]) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
+    called = sys.argv[0]  # `yuzui worker` sets it; with -m it is the path of a file
     parser = argparse.ArgumentParser(
-        prog="python -m backends.glm",
+        prog=called if called.startswith("yuzui ") else "python -m backends.glm",
         description="Serve a GLM-4.6V-like checkpoint over HTTP in the OpenAI chat dialect.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

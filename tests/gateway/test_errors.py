@@ -49,7 +49,7 @@ FAILURES: dict[Kind, tuple[int, str, str | None]] = {
     Kind.NOT_FOUND: (502, "upstream_not_found", None),
     Kind.AUTH: (502, "upstream_auth", None),
     Kind.QUOTA: (502, "upstream_quota", None),
-    Kind.CONNECT: (502, "upstream_connect", None),
+    Kind.CONNECT: (503, "upstream_connect", "1"),
     Kind.SERVER_ERROR: (502, "upstream_server_error", None),
     Kind.BROKEN: (502, "upstream_broken", None),
     Kind.BUSY: (503, "upstream_busy", "1"),

@@ -193,6 +193,22 @@ def test_another_request_that_ends_does_not_end_the_probe(kit: Kit) -> None:
             assert kit.breaker() is OPEN
 
 
+def test_a_failed_probe_that_is_left_late_does_not_end_the_next_one(kit: Kit) -> None:
+    """Its books may take longer to close than its target takes to be probed again."""
+    kit.fail(Kind.CONNECT, times=FAILURES_IN_A_ROW)
+    kit.clock.now_s += OPEN_FIRST_S
+    first = kit.world.sending(attempt(Site.LOCAL), 1, 1)
+    with first:
+        kit.world.failed(attempt(Site.LOCAL), Failure(Kind.CONNECT, "x"))
+        kit.clock.now_s += 2 * OPEN_FIRST_S
+        assert kit.breaker() is HALF_OPEN
+        second = kit.world.sending(attempt(Site.LOCAL), 1, 1)
+        second.__enter__()
+    assert kit.breaker() is OPEN, "the second is still under way"
+    second.__exit__(None, None, None)
+    assert kit.breaker() is HALF_OPEN
+
+
 # ------------------------------------------------------------------ rate limits
 
 
