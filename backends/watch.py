@@ -79,7 +79,8 @@ class Watch:
 
     def written(self) -> None:
         """The time to the first byte starts anew: the request is out to its last byte."""
-        self._first_due = self._due = self._loop.time() + self._times.first_s
+        if self._wake is None:  # else the engine has answered before it had read everything
+            self._first_due = self._due = self._loop.time() + self._times.first_s
 
     def wait(self) -> None:
         """Somebody waits for the next bytes: the clock of silence runs."""
@@ -94,7 +95,8 @@ class Watch:
         if self._first_due:
             self._first_due = 0.0
             self._due = self._loop.time() + self._times.idle_s
-            self._arm()
+            if self._handle is None or self._handle.when() > self._due:
+                self._arm()  # only if the timer would come too late
 
     def done(self) -> None:
         """The answer was received to its end: nothing is left to be cut."""
