@@ -1,0 +1,211 @@
+"""`yuzui up` as a process: started, used, killed in parts, stopped; the books survive all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from backends.scripted_server import ScriptedServer, ServerOptions
+from gateway.data_dir import DataDir
+from tests.ports import free_port
+
+PATIENCE_S = 60.0
+SLOW = ServerOptions(chunks=2_000, pace_ms=20)
+
+
+class House:
+    """One `yuzui up` in a folder of its own."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self.folder = folder
+        self.port, self.admin_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {
+            **os.environ,
+            "YUZUI_PORT": str(self.port),
+            "YUZUI_ADMIN_PORT": str(self.admin_port),
+            "YUZUI_WORKERS": worker,
+        }
+        self.out = folder / "up.log"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.cli", "up"],
+                cwd=folder, env=self.env, stdout=out, stderr=out,
+            )  # fmt: skip
+        until(lambda: "Yuzui is ready" in self.text or self.process.poll() is not None)
+        assert self.process.poll() is None, self.text
+
+    @property
+    def text(self) -> str:
+        return self.out.read_text()
+
+    @property
+    def token(self) -> str:
+        return (self.folder / ".yuzui" / "token").read_text().strip()
+
+    def run(self, *command: str) -> str:
+        """A command from this folder, without flags."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.cli", *command],
+            cwd=self.folder, env=os.environ, capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def gateway_pids(self) -> list[int]:
+        """Processes of `yuzui serve` that this `up` has started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        found = []
+        for pid in children.split():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if command.endswith(b"gateway.cli\0serve\0"):
+                found.append(int(pid))
+        return found
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE_S)
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer(SLOW) as server:
+        yield server
+
+
+@pytest.fixture
+async def house(tmp_path: Path, worker: ScriptedServer) -> AsyncIterator[House]:
+    found = await asyncio.to_thread(House, tmp_path, worker.url)
+    yield found
+    await asyncio.to_thread(found.stop)
+
+
+async def stream(house: House) -> bytes:
+    """A stream as far as it came."""
+    body = {"model": "glm-4.6v", "stream": True, "messages": [{"role": "user", "content": "go"}]}
+    headers = {"Authorization": f"Bearer {house.token}"}
+    seen = b""
+    async with aiohttp.ClientSession() as http:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with http.post(
+                f"{house.url}/v1/chat/completions", json=body, headers=headers
+            ) as response:
+                assert response.status == 200
+                async for data in response.content.iter_any():
+                    seen += data
+    return seen
+
+
+def report(house: House) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.json.decode(house.run("report", "--json"))
+    return found["total"]
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_is_killed_in_mid_stream_leaves_its_row(
+    house: House, worker: ScriptedServer
+) -> None:
+    limit = ("budget", "set", "tenant:demo", "--limit-cny", "100")
+    await asyncio.to_thread(house.run, *limit)
+    asking = asyncio.ensure_future(stream(house))  # noqa: TID251 - awaited below
+    while not worker.running:  # noqa: ASYNC110 - a real socket has no event
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    (budget,) = msgspec.json.decode(await asyncio.to_thread(house.run, "budget", "list", "--json"))
+    assert budget["held_nano"] > 0
+    (before,) = house.gateway_pids()
+    os.kill(before, signal.SIGKILL)
+    seen = await asking
+    assert seen
+    assert b"[DONE]" not in seen
+
+    await asyncio.to_thread(until, lambda: set(house.gateway_pids()) - {before})
+    await asyncio.to_thread(until, lambda: _works(house))
+    # its lease runs out within ten seconds; then the hold is posted in full, once
+    await asyncio.to_thread(until, lambda: report(house)["unreconciled"] == 1)
+    (after,) = msgspec.json.decode(await asyncio.to_thread(house.run, "budget", "list", "--json"))
+    assert after["held_nano"] == 0
+    assert after["posted_nano"] == budget["held_nano"] == report(house)["cost_nano"]
+    assert "signal SIGKILL; starting again" in house.text
+
+
+def _works(house: House) -> bool:
+    try:
+        house.run("budget", "list")
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+async def test_ctrl_c_drains_and_keeps_the_books(house: House, worker: ScriptedServer) -> None:
+    worker.frames = worker.frames[:3] + worker.frames[-4:]  # a stream that ends
+    seen = await stream(house)
+    assert seen.endswith(b"data: [DONE]\n\n")
+    before = await asyncio.to_thread(report, house)
+    assert before["requests"] == 1
+    second = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.cli", "up",
+        cwd=house.folder, env=house.env, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    _, complaint = await second.communicate()
+    assert second.returncode == 1
+    assert b"another yuzui is running" in complaint
+
+    assert await asyncio.to_thread(house.stop) == 0
+    assert "stopped; the books are kept" in house.text
+    assert DataDir(house.folder / ".yuzui").running() is None
+    again = await asyncio.to_thread(House, house.folder, worker.url)
+    try:
+        assert await asyncio.to_thread(report, again) == before
+    finally:
+        await asyncio.to_thread(again.stop)
+
+
+def run_up(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "up"],
+        cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def test_a_wrong_setting_names_itself_and_its_line(tmp_path: Path) -> None:
+    (tmp_path / "yuzui.yaml").write_text("port: 8080\nworkerz: 3\n")
+    done = run_up(tmp_path)
+    assert done.returncode == 2
+    assert "yuzui.yaml:2" in done.stderr
+    assert "workerz" in done.stderr
+    assert "workers" in done.stderr
+    done = run_up(tmp_path, YUZUI_CONFIG=os.devnull, YUZUI_PORT="http")
+    assert done.returncode == 2
+    assert "YUZUI_PORT" in done.stderr
+
+
+def test_serve_refuses_to_start_without_a_key(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "serve"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no verification key" in done.stderr
