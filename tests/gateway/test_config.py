@@ -12,7 +12,7 @@ from backends.base import Timeouts
 from gateway.config import CONFIG_VARIABLE, ENVIRONMENT, Config, ConfigError, Secret
 from gateway.config_read import from_yaml
 from gateway.config_schema import LocalCostConfig
-from policies.types import Capability, Sensitivity
+from policies.types import Sensitivity
 
 DOCUMENTED = """\
 YUZUI_PORT YUZUI_ADMIN_PORT YUZUI_HOST YUZUI_DATA_DIR YUZUI_REDIS_URL YUZUI_WORKERS
