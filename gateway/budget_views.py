@@ -33,33 +33,37 @@ class BudgetStatus(Value, frozen=True, kw_only=True):
 
 
 class Budget:
-    """One budget and the counter of its current period; `at` moves it to another period."""
+    """One budget in one period, and the counter that belongs to both.
+
+    A hold keeps the ones it drew on, so that what it reports after midnight is not taken for the
+    figures of the new day, which has a Budget of its own.
+    """
 
     __slots__ = (
-        "_view", "counter", "generation", "held_nano", "id", "limit_nano", "packed", "period",
+        "_view", "counter", "definition", "held_nano", "id", "limit_nano", "packed", "period",
         "posted_nano", "resets_s", "scope", "starts_s", "version", "zone",
     )  # fmt: skip
 
     def __init__(self, budget_id: str, limit_nano: int, definition: str, now_s: float) -> None:
         """`definition` as set_budget.lua writes it. Raises ValueError for anything else."""
-        self.id = budget_id
+        self.id, self.definition = budget_id, definition
         period, _, self.scope = budget_id.partition("|")
         self.period = Period(period)
-        self.generation, version, self.zone, _ = definition.split("\n")
+        generation, version, self.zone, _ = definition.split("\n")
         self.version = int(version)
         self.limit_nano = limit_nano
-        self.at(now_s)
-
-    def at(self, now_s: float) -> None:
-        """Names the counter of the period that `now_s` is in; its figures are not known yet."""
         window = window_at(self.period, self.zone, now_s)
         self.starts_s = -math.inf if window.starts_s is None else window.starts_s
         self.resets_s = math.inf if window.resets_at_s is None else window.resets_at_s
-        self.counter = f"{self.id}|{self.generation}|{window.id}"
+        self.counter = f"{self.id}|{generation}|{window.id}"
         ends = window.resets_at_s
         drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
         self.packed = Packed.of(self.id, self.counter, drop_ms)  # as reserve.lua wants it
-        self.saw(0, 0)
+        self.saw(0, 0)  # not known yet
+
+    def at(self, now_s: float) -> Budget:
+        """The same budget in the period that `now_s` is in."""
+        return Budget(self.id, self.limit_nano, self.definition, now_s)
 
     def saw(self, posted_nano: int, held_nano: int) -> None:
         self.posted_nano = posted_nano
@@ -117,7 +121,10 @@ class BudgetViews:
             budget = Budget(raw_id.decode(), int(limit_of[raw_id]), definition.decode(), now_s)
             old = before.get(budget.id)
             if old is not None and old.counter == budget.counter:
-                budget.saw(old.posted_nano, old.held_nano)
+                old.limit_nano, old.version = budget.limit_nano, budget.version
+                old.definition = budget.definition
+                old.saw(old.posted_nano, old.held_nano)  # the view has the limit in it
+                budget = old  # open holds know this one
             self._by_id[budget.id] = budget
             self._by_scope.setdefault(budget.scope, []).append(budget)
         self._views = {}
@@ -128,9 +135,10 @@ class BudgetViews:
         """Every budget that these scopes draw on, each once, in the period of `now_s`."""
         found: list[Budget] = []
         for scope in dict.fromkeys(scopes):
-            for budget in self._by_scope.get(scope, ()):
+            budgets = self._by_scope.get(scope) or []
+            for i, budget in enumerate(budgets):
                 if not budget.starts_s <= now_s < budget.resets_s:
-                    budget.at(now_s)
+                    budget = budgets[i] = self._by_id[budget.id] = budget.at(now_s)
                     self._changed.add(scope)
                 found.append(budget)
         return found

@@ -75,7 +75,11 @@ async def test_a_settlement_after_midnight_is_posted_to_the_day_it_was_reserved_
         ]  # fmt: skip
         for n in range(10):
             await ledger.settle(f"r{n}.0", row(f"r{n}.0", 70))
+        # what yesterday's holds report is not taken for today's figures
+        assert ledger.views()[TENANT][0].posted_nano == 0
+        assert ledger.views()[TENANT][0].held_nano == 500
         await ledger.settle("y.0", row("y.0", 5))
+        assert [view.posted_nano for view in ledger.views()[TENANT]] == [5, 705]
         day, month = sorted(await ledger.budgets(after_s), key=lambda found: found.period)
         assert (day.posted_nano, day.held_nano) == (5, 0)
         assert (month.posted_nano, month.held_nano) == (705, 0)
