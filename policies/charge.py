@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from policies.exchange import Resolve
 from policies.price import Unpriced, cost
+from policies.tokens import ImageFamily
 from policies.types import Attempt, Facts, Site, Usage, Value
-from policies.weigh import Rules, cloud_image_tokens_max, slot_cost
+from policies.weigh import Rules, cloud_image_tokens_max, image_family, slot_cost
 
 FINAL = "final"
 UNRECONCILED = "unreconciled"
@@ -66,6 +67,8 @@ def _cloud_equivalent(facts: Facts, usage: Usage, rules: Rules) -> int | None:
     """Ark's list price for the same text, with the pictures counted by the cloud model's rule."""
     route = rules.routes.get(facts.model)
     for model in route.cloud if route is not None else ():
+        if facts.images and image_family(rules.prices, model) is ImageFamily.UNKNOWN:
+            continue  # the bound that is held for such a picture would make a saving of a guess
         images = cloud_image_tokens_max(rules.prices, model, facts)
         there = Usage(
             prompt_tokens=max(0, usage.prompt_tokens - usage.image_tokens) + images,

@@ -227,14 +227,20 @@ def cloud_image_tokens_max(card: PriceCard, model: str, facts: Facts) -> int:
     """No more tokens than these are billed for all pictures by Ark."""
     if not facts.images and not facts.remote_images:
         return 0
-    try:
-        family = tokens.ImageFamily(card.price_of(model).image_family)
-    except (Unpriced, ValueError):
-        family = tokens.ImageFamily.UNKNOWN
+    family = image_family(card, model)
     known = sum(
         tokens.ark_image_tokens_max(family, size, _detail(size.detail)) for size in facts.images
     )
-    return known + facts.remote_images * tokens.ark_image_tokens_max(family, None)
+    # of a picture that only Ark will see, neither its size nor its detail is looked at
+    return known + facts.remote_images * tokens.ARK_IMAGE_TOKENS_MAX
+
+
+def image_family(card: PriceCard, model: str) -> tokens.ImageFamily:
+    """By which rule a cloud model counts pictures; unknown also when the card does not say."""
+    try:
+        return tokens.ImageFamily(card.price_of(model).image_family)
+    except (Unpriced, ValueError):
+        return tokens.ImageFamily.UNKNOWN
 
 
 def _detail(asked: str | None) -> tokens.Detail:

@@ -6,7 +6,7 @@ import pytest
 
 from policies.charge import Charge, charge
 from policies.exchange import Resolve
-from policies.tokens import ARK_IMAGE_TOKENS_MAX
+from policies.price import ModelPrice, PriceCard, Tier
 from policies.types import Attempt, Reason, Site, Usage
 from tests.policies.builders import facts, rules
 
@@ -94,12 +94,28 @@ def test_nothing_is_nothing(site: Site) -> None:
     assert (found.posted_nano, found.cloud_nano, found.state) == (0, None, "final")
 
 
-def test_pictures_are_counted_by_the_rule_of_the_cloud_model() -> None:
-    """A model whose family publishes no rule: a picture of 336 x 336 may cost 5120 tokens there."""
+def with_family(family: str) -> Any:
+    """A card whose only model counts pictures in this way, at 100 in and 1,000 out."""
+    tier = Tier(name="flat", input_nano=100, output_nano=1_000)
+    model = ModelPrice(tiers=(tier,), image_family=family)
+    return rules(cloud_models=("eye",), prices=PriceCard(version="t", models={"eye": model}))
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"), [("seed-1.8", 65), ("before-1.8", 145), ("unknown", None), ("new", None)]
+)
+def test_pictures_are_counted_by_the_rule_of_the_cloud_model(
+    family: str, tokens: int | None
+) -> None:
+    """336 x 336 pixels in squares of 42 or of 28, and one more for rounding. Where no rule is
+    published there is a bound to hold for it, and nothing to compare with."""
     here = Usage(prompt_tokens=20 + 146, completion_tokens=10, image_tokens=146, slot_ms=1)
-    how = rules(cloud_models=("small",))
-    found = charged(Site.LOCAL, Resolve.METER, here, asked=facts(image=True), how=how)
-    assert found.cloud_nano == (20 + ARK_IMAGE_TOKENS_MAX) * 100 + 10 * 1_000
+    seen, unseen = (
+        charged(Site.LOCAL, Resolve.METER, here, asked=asked, how=with_family(family))
+        for asked in (facts(image=True), facts())
+    )
+    assert seen.cloud_nano == (None if tokens is None else (20 + tokens) * 100 + 10 * 1_000)
+    assert unseen.cloud_nano == 20 * 100 + 10 * 1_000
 
 
 @pytest.mark.parametrize(
