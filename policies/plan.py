@@ -34,7 +34,7 @@ from policies.weigh import (
     Weighed,
     funds_of,
     weigh_clouds,
-    weigh_worker,
+    weigh_workers,
 )
 
 RETRY_AFTER_S = 1  # a slot falls free within seconds
@@ -56,7 +56,7 @@ def plan(
         )
     permit = sensitivity.permit(facts)
     here, there = (funds_of(facts, site, snapshot) for site in (Site.LOCAL, Site.CLOUD))
-    pool = [weigh_worker(facts, worker, route, here, rules) for worker in snapshot.workers]
+    pool = weigh_workers(facts, route, snapshot, here, rules)
     clouds = weigh_clouds(facts, route, permit, snapshot, there, rules, now_s)
 
     target_ms = _target_ms(facts, rules)

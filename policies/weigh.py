@@ -91,10 +91,28 @@ def funds_of(facts: Facts, site: Site, snapshot: Snapshot) -> Funds:
     return Funds(scopes=scopes, left_nano=left_nano)
 
 
-def weigh_worker(
-    facts: Facts, worker: WorkerState, route: Route, funds: Funds, rules: Rules
+def weigh_workers(
+    facts: Facts, route: Route, snapshot: Snapshot, funds: Funds, rules: Rules
+) -> list[Weighed]:
+    """The workers of the pool, in its order."""
+    found = []
+    counted: ModelTraits | None = None
+    images: int | None = None
+    for worker in snapshot.workers:
+        if worker.traits != counted:  # a pool of equal workers counts its pictures once
+            counted, images = worker.traits, local_image_tokens(worker.traits, facts)
+        found.append(_weigh_worker(facts, worker, route, images, funds, rules))
+    return found
+
+
+def _weigh_worker(
+    facts: Facts,
+    worker: WorkerState,
+    route: Route,
+    images: int | None,
+    funds: Funds,
+    rules: Rules,
 ) -> Weighed:
-    images = local_image_tokens(worker.traits, facts)
     verdict = "unfit" if images is None else _worker_verdict(facts, worker, route, images)
     if verdict or images is None:
         return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
