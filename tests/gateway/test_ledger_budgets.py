@@ -142,6 +142,21 @@ async def test_the_counters_of_periods_long_over_are_dropped(redis_url: str) -> 
         assert (await settled_up(ledger)).posted_nano == 20 * 5
 
 
+async def test_a_counter_is_not_dropped_under_an_open_hold(redis_url: str) -> None:
+    """Nobody swept for a month; then in steps of one hold, so that some are open in between."""
+    async with books(redis_url) as ledger, redis.asyncio.from_url(redis_url) as client:
+        await limit(ledger, 100)
+        for n in range(4):
+            await ledger.reserve(hold(f"r{n}.0", 5, sent=n % 2 == 0), NOW_S)
+        swept = await ledger.sweep(NOW_S + 30 * DAY_S, batch=1)
+        assert (swept.voided, swept.expired) == (2, 2)
+        counters = "yuzui:{main}:counters"
+        assert sorted(await client.hvals(counters)) == [b"0", b"10"]
+        await ledger.sweep(NOW_S + 30 * DAY_S + 3601)
+        assert await client.hlen(counters) == 0
+        assert (await settled_up(ledger)).posted_nano == 10
+
+
 async def test_a_gateway_whose_clock_is_wrong_draws_on_the_servers_day(redis_url: str) -> None:
     async with books(redis_url, "right", server_clock=True) as right:
         async with books(redis_url, "wrong", server_clock=True) as wrong:
