@@ -128,6 +128,10 @@ async def test_a_cost_above_the_hold_is_clamped_and_kept(redis_url: str) -> None
         assert booked.flags == ("clamped",)
         with pytest.raises(ValueError, match="negative"):
             await ledger.settle("r.0", row("r.0", -1))
+        for hold_id, cost_nano, flags in (("just.0", 7, ()), ("one_more.0", 8, ("clamped",))):
+            await ledger.reserve(hold(hold_id, 7, "org:o"), NOW_S)
+            assert (await ledger.settle(hold_id, row(hold_id, cost_nano))).posted_nano == 7
+            assert (await rows_of(ledger))[-1].flags == flags
 
 
 async def test_a_row_for_what_cost_nothing_and_none_for_what_was_given_back(redis_url: str) -> None:
