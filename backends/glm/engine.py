@@ -308,7 +308,7 @@ class Engine:
                 reason = "stop"
             elif produced >= job.max_tokens:
                 reason = "length"
-            if deltas and not ticket.aborted:
+            if deltas:
                 job.emit(Progress(deltas=deltas))
         ended_s = self._clock()
         self.observe(

@@ -44,6 +44,7 @@ class Served:
     url: str
     service: Service
     engine: Engine
+    reporter: LoadReporter
 
 
 Serve = Callable[[Runner], AbstractAsyncContextManager[Served]]
@@ -79,7 +80,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
         )
         host, port = app_runner.addresses[0][:2]
         try:
-            yield Served(f"http://{host}:{port}", service, engine)
+            yield Served(f"http://{host}:{port}", service, engine, reporter)
         finally:
             reporter.close()
             await asyncio.to_thread(service.close, 10.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -374,6 +375,63 @@ async def test_the_watch_reports_every_change_and_the_beat(
             while seen[1:] != (0, 0):
                 assert seen[1:] == (1, 0)
                 seen = await line()
+
+
+async def test_a_watch_ends_with_the_worker(serve: Serve) -> None:
+    async with serve(Script([0])) as served, aiohttp.ClientSession() as http:
+        async with http.get(f"{served.url}/load?watch=1") as response:
+            await response.content.readline()
+            served.service.drain()
+            served.reporter.close()
+            async with asyncio.timeout(WAIT_S):
+                lines = (await response.read()).splitlines()  # to a regular end of the reply
+        assert json.loads(lines[-1])["state"] == "draining"
+
+
+async def test_many_callers_of_whom_some_leave(checkpoint: Checkpoint, serve: Serve) -> None:
+    """Each answer is its own caller's, nobody's place is lost, and what is left is empty."""
+    runner = real(checkpoint)
+    gone = random.Random(4)
+
+    async def ask(http: aiohttp.ClientSession, number: int) -> tuple[int, str] | None:
+        body = {
+            "model": "tiny",
+            "max_tokens": 8,
+            "reasoning_effort": "none",
+            "messages": [{"role": "user", "content": f"Number {number % 3}"}],
+        }
+        leave_s = gone.choice([0.001, 0.01, 0.03, None, None])
+        while True:
+            try:
+                async with asyncio.timeout(leave_s):
+                    async with http.post("/v1/chat/completions", json=body) as response:
+                        if response.status == 200:
+                            reply = await response.json()
+                            return number % 3, reply["choices"][0]["message"]["content"]
+                        assert response.status == 503
+            except TimeoutError:
+                return None
+            await asyncio.sleep(0.02)
+
+    async with serve(runner) as served, aiohttp.ClientSession(served.url) as http:
+        results = await asyncio.gather(*(ask(http, number) for number in range(40)))
+        await until(served, running=0, waiting=0)
+        alone = dict([await ask_alone(http, number) for number in range(3)])
+    answers = [result for result in results if result is not None]
+    assert len(answers) >= 10
+    assert all(alone[number] == text for number, text in answers)
+    assert len(set(alone.values())) == 3
+
+
+async def ask_alone(http: aiohttp.ClientSession, number: int) -> tuple[int, str]:
+    body = {
+        "model": "tiny",
+        "max_tokens": 8,
+        "reasoning_effort": "none",
+        "messages": [{"role": "user", "content": f"Number {number}"}],
+    }
+    async with http.post("/v1/chat/completions", json=body) as response:
+        return number, (await response.json())["choices"][0]["message"]["content"]
 
 
 async def test_unexpected_errors_keep_their_shape_and_their_secrets(
