@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from gateway import redis_link
 from gateway.redis_link import (
@@ -212,6 +221,49 @@ async def test_nonsense_ends_the_connection(tmp_path: Any, nonsense: bytes) -> N
                     await link.call("X")
                 assert caught.value.ambiguous
             await wait_until(lambda: len(made) == 2)  # it came back
+
+
+def certificate_for_localhost(folder: Path) -> tuple[Path, Path]:
+    """A key and a certificate that signs itself, as files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "books")])
+    address = x509.IPAddress(IPv4Address("127.0.0.1"))
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "key.pem", folder / "certificate.pem"
+    paths[0].write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    paths[1].write_bytes(certificate.public_bytes(Encoding.PEM))
+    return paths
+
+
+async def test_tls_is_verified(tmp_path: Path) -> None:
+    key, certificate = certificate_for_localhost(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            writer.write(b"+PONG\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        url = f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with linked(f"{url}?ssl_ca_certs={certificate}") as link:
+            assert await link.call("PING") == b"PONG"
+        with pytest.raises(LedgerUnavailable, match="certificate"):
+            await RedisLink.connect(url)
 
 
 # ---- trouble
