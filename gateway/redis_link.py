@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0  # "back within 2 s after Redis is"
 WATCH_S: Final = 0.1  # how late a timeout may be noticed
+STALL_S: Final = 0.3  # the loop itself stood still when the watch comes that late
 # A connection that has not answered for this many timeouts is taken for dead and cut.
 DEAD_AFTER_TIMEOUTS: Final = 3.0
 
@@ -168,6 +169,7 @@ class _Wire(asyncio.Protocol):
         # future, give-up time, and for a script what repeats it should the server not know it
         self._waiting: deque[tuple[asyncio.Future[Any], float, _Repeat | None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self._looked_s = loop.time()
         self.lost: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -250,6 +252,10 @@ class _Wire(asyncio.Protocol):
         """Fails the calls whose time is up; they keep their place in the order of replies."""
         now = self._loop.time()
         self._watch = self._loop.call_later(WATCH_S, self._look)
+        slept = now - self._looked_s > STALL_S
+        self._looked_s = now
+        if slept:  # it was us who were late: read first what has arrived meanwhile
+            return
         for future, until, _ in self._waiting:
             if until > now:
                 break
@@ -277,7 +283,6 @@ class RedisLink:
         self._call_timeout_s = call_timeout_s
         self._wire: _Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._closed = False
 
     @classmethod
     async def connect(
@@ -320,7 +325,6 @@ class RedisLink:
 
     async def close(self) -> None:
         """Closes the connection; commands in flight fail. May be called twice."""
-        self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
