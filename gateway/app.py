@@ -128,6 +128,7 @@ class Gateway:
             self._tending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tending
+        await self.auth.keys.stop()
         await self.pool.close()
         await self._egress.close()
         await self.ledger.close()

@@ -21,7 +21,7 @@ from gateway.tables import table
 HEAD = ("request", "route", "reason", "tokens", "cost CNY", "saved CNY", "answer")
 MODEL = "glm-4.6v"
 TIMEOUT_S = 120.0
-CROWD = 24  # callers at once: more than one worker can serve in two seconds
+CROWD = 48  # callers at once: more than one worker can serve in two seconds
 SETTLED_S = 1.5  # for reports of the worker to arrive after a crowd has left
 
 
@@ -65,7 +65,7 @@ class Tour:
         typo = {"x-yuzui-sensitivity": "sensitve"}
         self._show("4 a label nobody knows", self._chat("What shape is it?", True, headers=typo))
         with self._crowd():
-            self._show("5 while 24 others ask", self._chat("Describe the picture.", True))
+            self._show(f"5 while {CROWD} others ask", self._chat("Describe the picture.", True))
             soon = {"x-yuzui-deadline-ms": "700"}
             self._show("6 first token within 700 ms", self._chat("What is it?", True, headers=soon))
             self._show("7 sensitive, in the crowd", self._chat("What is it?", True, headers=pinned))

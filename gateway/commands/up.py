@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -100,14 +101,12 @@ async def run_stack(
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
-            return 130
+            await asyncio.wait({starting})
+            return 0  # stopped as asked
         starting.result()
         print(_banner(stack), flush=True)
         if then is not None:
-            doing = asyncio.ensure_future(then())  # noqa: TID251
-            await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                doing.result()
+            await _unless(stopping, then)
         await stopping
         print("draining ...", flush=True)
         return 0
@@ -117,6 +116,17 @@ async def run_stack(
     finally:
         await stack.stop()
         print("stopped; the books are kept in", stack.data.path, flush=True)
+
+
+async def _unless(stopping: asyncio.Future[Any], then: Callable[[], Awaitable[None]]) -> None:
+    """Does `then`, or as much of it as there is time for before everything stops."""
+    doing: asyncio.Future[Any] = asyncio.ensure_future(then())  # noqa: TID251 - awaited below
+    await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if doing.done():
+        doing.result()
+    else:
+        doing.cancel()
+        await asyncio.wait({doing})
 
 
 def _banner(stack: Stack) -> str:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+
 from gateway.admin_client import AdminClient
 from gateway.config import Config
 from gateway.embedded import EmbeddedServer
 from gateway.keys import from_secret, issue
 from gateway.tables import table
-
 from tests.bench.load import Result, drive, request
 from tests.ports import free_port
 
@@ -249,9 +249,9 @@ def _text_body(size: int, *, stream: bool = False) -> bytes:
 
 def _picture_body() -> bytes:
     """A picture of a megabyte of base64: noise does not compress."""
-    from PIL import Image
-
     import io
+
+    from PIL import Image
 
     noise = random.Random(1).randbytes(500 * 500 * 3)
     out = io.BytesIO()
