@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -295,18 +296,29 @@ async def test_a_silent_server(own_server: Callable[..., RealServer]) -> None:
         assert await link.call("PING") == b"PONG"
 
 
-def test_a_loop_that_stood_still_does_not_blame_redis(valkey_url: str) -> None:
+def test_a_loop_that_stood_still_does_not_blame_redis(
+    own_server: Callable[..., RealServer],
+) -> None:
     """uvloop runs timers before it reads: a reply that is there already must still count."""
+    server = own_server()
+    here, there = socket.socketpair()
+
+    def stand_still() -> None:
+        here.recv(1)
+        server.signal(signal.SIGCONT)  # the reply comes while nobody reads
+        time.sleep(0.5)
 
     async def stall() -> None:
-        async with linked(valkey_url, call_timeout_s=0.2) as link:
-            for _ in range(3):
-                waiting = link.call("PING")
-                await asyncio.sleep(0)
-                time.sleep(0.5)  # noqa: ASYNC251
-                assert await waiting == b"PONG"
+        asyncio.get_running_loop().add_reader(here, stand_still)
+        async with linked(server.url, call_timeout_s=0.2) as link:
+            server.signal(signal.SIGSTOP)
+            waiting = link.call("PING")
+            await asyncio.sleep(0)
+            there.send(b"!")
+            assert await waiting == b"PONG"
+            asyncio.get_running_loop().remove_reader(here)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with here, there, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(stall())
 
 
