@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import redis
 
 from gateway.ledger import (
     Exhausted,
@@ -234,6 +235,24 @@ async def test_outcomes_are_forgotten_after_a_minute(redis_url: str) -> None:
         assert (await ledger.settle("r4.0", row("r4.0"))).state is None
         await ledger.void("new.0")
         assert (await settled_up(ledger)).posted_nano == 5
+
+
+async def test_nothing_is_left_behind(redis_url: str) -> None:
+    """When all is resolved and forgotten, only rows, figures and definitions remain."""
+    async with books(redis_url) as ledger, redis.asyncio.from_url(redis_url) as client:
+        await limit(ledger, TENANT, 1000)
+        for n in range(9):
+            await ledger.reserve(hold(f"r{n}.0", n, sent=n % 2 == 0), NOW_S)
+        for n in range(3):
+            await ledger.settle(f"r{n}.0", row(f"r{n}.0", 1))
+            await ledger.void(f"r{n + 3}.0")
+            await ledger.void(f"never{n}.0")
+        assert await client.zcard("yuzui:{main}:open:gw-1") == 3
+        assert await client.hlen("yuzui:{main}:drafts") == 3
+        await ledger.sweep(NOW_S + 300)
+        await ledger.sweep(NOW_S + 360)
+        left = {key.decode().removeprefix("yuzui:{main}:") for key in await client.keys()}
+        assert left == {"counters", "defs", "limits", "periods", "rows", "swept", "till"}
 
 
 async def test_money_is_exact_up_to_the_largest_figure(redis_url: str) -> None:
