@@ -101,7 +101,6 @@ class Ticket:
     """A place in the engine, from admission to the end."""
 
     admitted_s: float
-    job: Job | None = None
     aborted: bool = False
     live: bool = True
 
@@ -166,7 +165,7 @@ class Engine:
         self._on_change = on_change
         self._clock = clock
         self._wake = threading.Condition()
-        self._queue: deque[Ticket] = deque()
+        self._queue: deque[tuple[Ticket, Job]] = deque()
         self._waiting: set[Ticket] = set()
         self._running: dict[Ticket, Stepper | None] = {}
         self._draining = self._stopping = False
@@ -215,9 +214,8 @@ class Engine:
     def submit(self, ticket: Ticket, job: Job) -> None:
         """Queue the work of an admitted ticket; one aborted meanwhile ends at once."""
         with self._wake:
-            ticket.job = job
             if not ticket.aborted:
-                self._queue.append(ticket)
+                self._queue.append((ticket, job))
                 self._wake.notify()
                 return
         job.emit(ABORTED)
@@ -249,9 +247,11 @@ class Engine:
         if ticket in self._waiting:
             self._waiting.discard(ticket)
             ticket.live = False
-            if ticket.job is not None:
-                self._queue.remove(ticket)
-                ticket.job.emit(ABORTED)
+            for queued, job in self._queue:
+                if queued is ticket:
+                    self._queue.remove((queued, job))
+                    job.emit(ABORTED)
+                    break
 
     def _retry_after_locked(self) -> int:
         """Seconds until a place is likely free: one slot's turn, rounded up."""
@@ -266,10 +266,7 @@ class Engine:
                     self._wake.wait()
                 if self._stopping:
                     return
-                ticket = self._queue.popleft()
-                job = ticket.job
-                if job is None:
-                    continue  # cannot be: submit() sets the job before it queues the ticket
+                ticket, job = self._queue.popleft()
                 self._waiting.discard(ticket)
                 self._running[ticket] = None
             self._on_change()

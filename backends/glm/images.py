@@ -142,6 +142,7 @@ def _data_url_bytes(url: str, param: str) -> bytes:
             param=param,
             code="invalid_image_url",
         )
+    payload = "".join(payload.split())  # many encoders break base64 into lines
     if len(payload) // 4 * 3 > IMAGE_BYTES_MAX:
         raise _bad_image(f"A picture may have at most {IMAGE_BYTES_MAX:,} bytes.", param)
     try:

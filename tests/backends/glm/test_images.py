@@ -68,6 +68,12 @@ def test_only_data_urls_in_base64_are_taken(url: str) -> None:
     assert refused(url).code == "invalid_image_url"
 
 
+def test_base64_in_lines_is_read() -> None:
+    head, payload = data_url(picture(40, 30)).split(",")
+    lines = "\r\n".join(payload[i : i + 76] for i in range(0, len(payload), 76))
+    assert open_picture(f"{head},{lines}", "x").size == (40, 30)
+
+
 def test_the_size_is_refused_from_the_header_alone() -> None:
     assert "pixels" in refused(as_url(png_header(7000, 7000))).message
     assert "pixels" in refused(as_url(png_header(60000, 60000))).message  # Pillow's own bomb limit
