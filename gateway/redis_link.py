@@ -17,6 +17,7 @@ import hashlib
 import logging
 import random
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -169,7 +170,8 @@ class _Wire(asyncio.Protocol):
         # future, give-up time, and for a script what repeats it should the server not know it
         self._waiting: deque[tuple[asyncio.Future[Any], float, _Repeat | None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
-        self._looked_s = loop.time()
+        self._looked_s = time.monotonic()
+        self._asleep_s = 0.0  # for how long the loop stood still altogether
         self.lost: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -206,7 +208,12 @@ class _Wire(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(command)
-        self._waiting.append((future, self._loop.time() + self._timeout_s, repeat))
+        self._waiting.append((future, self._awake_s() + self._timeout_s, repeat))
+
+    def _awake_s(self) -> float:
+        """The clock of timeouts: it stands still while the loop does. (Not the loop's own clock,
+        which uvloop sets once a turn, and turns are long under load.)"""
+        return time.monotonic() - self._asleep_s
 
     def _flush(self) -> None:
         if self._transport is not None and self._out:
@@ -250,12 +257,12 @@ class _Wire(asyncio.Protocol):
 
     def _look(self) -> None:
         """Fails the calls whose time is up; they keep their place in the order of replies."""
-        now = self._loop.time()
         self._watch = self._loop.call_later(WATCH_S, self._look)
-        slept = now - self._looked_s > STALL_S
-        self._looked_s = now
-        if slept:  # it was us who were late: read first what has arrived meanwhile
-            return
+        gap_s = time.monotonic() - self._looked_s
+        self._looked_s += gap_s
+        if gap_s > STALL_S:  # it was us who were late: what has arrived is not read yet
+            self._asleep_s += gap_s - WATCH_S
+        now = self._awake_s()
         for future, until, _ in self._waiting:
             if until > now:
                 break
