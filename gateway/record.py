@@ -20,6 +20,7 @@ from gateway.wire.base import Asked
 from policies.budget import posted_of
 from policies.charge import Charge, charge
 from policies.exchange import Event, Phase, Resolve, Step, Then, step
+from policies.plan import PASSING, RETRY_AFTER_S
 from policies.types import (
     NANO_PER_CNY,
     Attempt,
@@ -233,6 +234,9 @@ class Exchange:
         if budget.resets_at_s is not None:
             moment = datetime.fromtimestamp(budget.resets_at_s, UTC).isoformat()
             text += f"; it starts anew at {moment}"
+        if any(seen.verdict in PASSING for seen in self._why.considered):
+            # a place without that budget may be free in a moment: repeating can help
+            return GatewayError(503, "no_capacity", text, retry_after_s=RETRY_AFTER_S)
         return insufficient_quota(text)
 
     def refused(self, refusal: Refusal) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from backends.base import Billed, Call, Failure, Kind, Reply, Timeouts
+from backends.base import Billed, Call, Failure, Fault, Kind, Reply, Timeouts
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
@@ -146,7 +146,8 @@ class _Attempts:
     async def _open(self, run: Run) -> Reply:
         attempt = run.attempt
         if attempt.site is Site.CLOUD and not await self._mark_sent(run):
-            raise Failure(Kind.BUSY, "the reservation had lapsed before the request was sent")
+            text = "the reservation had lapsed before the request was sent"
+            raise Failure(Kind.BUSY, text, fault=Fault.GATEWAY)
         backend, model = self._gateway.backend(attempt)
         return await backend.open(
             Call(
@@ -169,12 +170,13 @@ class _Attempts:
     async def _plain(self, reply: Reply, run: Run) -> web.StreamResponse:
         body, usage = await reply.body()
         taken = run.finished(usage)
-        answer = self._dialect.answer(body)
         await asyncio.shield(
             spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
         )
         return web.Response(
-            body=answer, content_type="application/json", headers=self._exchange.headers()
+            body=self._dialect.answer(body),
+            content_type="application/json",
+            headers=self._exchange.headers(),
         )
 
     async def _stream(self, reply: Reply, run: Run) -> web.StreamResponse:

@@ -40,7 +40,7 @@ from policies.weigh import (
 RETRY_AFTER_S = 1  # a slot falls free within seconds
 
 # What may be otherwise in a moment, and what will not.
-_PASSING = frozenset({"full", "draining", "down", "breaker_open", "rate_limited"})
+PASSING = frozenset({"full", "draining", "down", "breaker_open", "rate_limited"})
 _LASTING = frozenset({"unfit", "remote_image", "unpriced"})
 
 
@@ -134,7 +134,7 @@ def _why_local(
         return Reason.LOCAL_FITS  # late, and still sooner than the cloud
     if "over_budget" in verdicts:
         return Reason.CLOUD_BUDGET
-    if verdicts & _PASSING:
+    if verdicts & PASSING:
         return Reason.CLOUD_BREAKER
     return Reason.CLOUD_UNFIT
 
@@ -210,7 +210,7 @@ def _no_target(
     if facts.side is Site.CLOUD and not clouds:
         text = "no cloud model stands behind this name here"
         return _refuse(facts, weighed, Reason.UNFIT, text, None)
-    passing = bool(verdicts & _PASSING)
+    passing = bool(verdicts & PASSING)
     if "over_budget" in verdicts and not passing:
         text = "the budget that this request draws on is exhausted"
         return _refuse(facts, weighed, Reason.BUDGET_EXHAUSTED, text, None)

@@ -83,6 +83,7 @@ async def _all(folder: Path, redis_url: str, fast: str, paced: str, scale: int) 
         ):
             pair = await _pair(gateway, fast, body, token, connections, max(count // scale, 40))
             rows.append(pair.row(name))
+            print(f"measured: {name}", file=sys.stderr)
             if name.startswith("700"):
                 figures[f"rps_{connections}"] = round(pair.ours.per_s)
                 figures[f"added_p50_ms_{connections}"] = pair.added_ms(0.5)
