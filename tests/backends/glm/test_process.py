@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,29 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
+
 READY_S = 90  # importing torch on a busy core takes seconds
 
 
-async def start(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1", *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts workers; none outlives its test, whatever becomes of the test."""
+    started: list[asyncio.subprocess.Process] = []
+
+    async def one(*arguments: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1", *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield one
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 async def finished(process: asyncio.subprocess.Process) -> list[dict[str, Any]]:
@@ -40,7 +56,9 @@ async def listening(process: asyncio.subprocess.Process) -> str:
     return url
 
 
-async def test_a_worker_from_start_to_drain(checkpoint_path: Path, tmp_path: Path) -> None:
+async def test_a_worker_from_start_to_drain(
+    start: Start, checkpoint_path: Path, tmp_path: Path
+) -> None:
     talkative = Path(shutil.copytree(checkpoint_path, tmp_path / "talkative"))
     no_such_id = 10**6  # a stop id that never comes: every answer runs to its limit
     (talkative / "generation_config.json").write_text(json.dumps({"eos_token_id": no_such_id}))
@@ -87,7 +105,7 @@ async def test_a_worker_from_start_to_drain(checkpoint_path: Path, tmp_path: Pat
     assert not port_file.exists()
 
 
-async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(tmp_path: Path) -> None:
+async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_path: Path) -> None:
     process = await start("--model", str(tmp_path / "nowhere"))
     lines = await finished(process)
     assert process.returncode == 1
@@ -95,7 +113,7 @@ async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(tmp_path: Path) ->
     assert "not a folder" in lines[-1]["error"]
 
 
-async def test_a_signal_while_loading_ends_it(checkpoint_path: Path) -> None:
+async def test_a_signal_while_loading_ends_it(start: Start, checkpoint_path: Path) -> None:
     process = await start("--model", str(checkpoint_path))
     await listening(process)
     os.kill(process.pid, signal.SIGINT)
