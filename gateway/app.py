@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import secrets
@@ -200,6 +201,7 @@ async def serve_until(config: Config, stop: asyncio.Event) -> None:
             await _listen(runners[0], config.host, config.port, config),
             await _listen(runners[1], config.admin_host, config.admin_port, config),
         ]
+        _quiet_collector()
         _log.info("listening", port=config.port, admin_port=config.admin_port, pid=os.getpid())
         await stop.wait()
         for site in sites:
@@ -210,6 +212,14 @@ async def serve_until(config: Config, stop: asyncio.Event) -> None:
             await runner.cleanup()
         await gateway.close()
         _log.info("stopped", pid=os.getpid())
+
+
+def _quiet_collector() -> None:
+    """What lives now lives as long as the process: the collector need not look at it again, and it
+    need not look so often at requests, which leave no cycles behind (8 % of the CPU was spent so)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _runner(app: web.Application) -> web.AppRunner:

@@ -60,12 +60,12 @@ class PromptBuilder:
             thinking=self._thinking(ids),
         )
 
-    def check_length(self, prompt_tokens: int, max_tokens: int = 1) -> None:
-        """Raises: WorkerError 400 `context_length_exceeded` if prompt + output cannot fit."""
-        if prompt_tokens + max_tokens > self.max_model_len:
+    def check_length(self, prompt_tokens: int) -> None:
+        """Raises: WorkerError 400 `context_length_exceeded` if no token of an answer would fit."""
+        if prompt_tokens >= self.max_model_len:
             raise bad_request(
-                f"This model's context is {self.max_model_len} tokens; the request needs "
-                f"{prompt_tokens} for the prompt and {max_tokens} for the answer.",
+                f"This model's context is {self.max_model_len} tokens; the prompt alone needs "
+                f"{prompt_tokens}.",
                 param="messages",
                 code="context_length_exceeded",
             )

@@ -151,11 +151,10 @@ class Service:
                 param="model",
             )
         prompt = serving.prompts.build(request)
-        if request.max_tokens is not None:
-            serving.prompts.check_length(len(prompt.ids), request.max_tokens)
-            return request, prompt, request.max_tokens
+        # A limit that is larger than what is left of the context is still only a limit: many clients
+        # send the same one with every request. The answer then ends with `length` at the worst.
         room = serving.prompts.max_model_len - len(prompt.ids)
-        return request, prompt, min(DEFAULT_MAX_TOKENS, room)
+        return request, prompt, min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
 
 
 def new_output(serving: Serving, prompt: Prompt, *, stops: tuple[str, ...]) -> Output:

@@ -81,15 +81,15 @@ def nano(text: str) -> int:
 
 
 def _as_json(budgets: list[dict[str, Any]]) -> str:
-    """Amounts in CNY as exact decimal numbers, moments in ISO 8601."""
+    """Amounts in CNY as exact decimal numbers, and in nano-CNY; moments in ISO 8601."""
     plain = [
         {
             "scope": b["scope"],
             "period": b["period"],
             "zone": b["zone"],
-            "limit_cny": msgspec.Raw(cny(b["limit_nano"]).encode()),
-            "posted_cny": msgspec.Raw(cny(b["posted_nano"]).encode()),
-            "held_cny": msgspec.Raw(cny(b["held_nano"]).encode()),
+            "limit": msgspec.Raw(cny(b["limit_nano"]).encode()),
+            "posted": msgspec.Raw(cny(b["posted_nano"]).encode()),
+            "held": msgspec.Raw(cny(b["held_nano"]).encode()),
             "limit_nano": b["limit_nano"],
             "posted_nano": b["posted_nano"],
             "held_nano": b["held_nano"],

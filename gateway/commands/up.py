@@ -29,11 +29,12 @@ Yuzui is ready.
   cloud    {cloud}
   workers  {workers}
   data     {data}   (the books, keys, logs)
+  token    {token}
 
-A first question about a picture (the demo token is in {token_file}, the question in {hello_file}):
+A first question about a picture:
 
   curl -s {url}/v1/chat/completions \\
-    -H "Authorization: Bearer $(cat {token_file})" \\
+    -H "Authorization: Bearer {bearer}" \\
     -H 'Content-Type: application/json' -d @{hello_file}
 
 Ctrl-C drains and stops.
@@ -139,7 +140,10 @@ def _banner(stack: Stack) -> str:
         cloud=config.ark.base_url if config.ark.enabled else "off (set ARK_API_KEY)",
         workers=", ".join(config.workers) or "none",
         data=_short(data.path),
-        token_file=_short(data.token_file) if stack.token else "YOUR_TOKEN",
+        token=f"{stack.token}   (tenant demo, 30 days; also in {_short(data.token_file)})"
+        if stack.token
+        else "yours: the keys in the settings are not ours to sign with",
+        bearer=f"$(cat {_short(data.token_file)})" if stack.token else "YOUR_TOKEN",
         hello_file=_short(hello_file),
     )
 

@@ -80,6 +80,15 @@ class Rig:
         asked = {"scope": scope, "limit_nano": limit_nano, "period": period}
         await self.admin("PUT", "/admin/budgets", asked)
 
+    async def ready_worker(self) -> None:
+        """Returns when a worker is fit to be asked."""
+        async with asyncio.timeout(2 * PATIENCE_S):
+            while not any(  # noqa: ASYNC110 - the gateway is another process as far as we know
+                worker["health"] == "up"
+                for worker in (await self.admin("GET", "/admin/pool"))["workers"]
+            ):
+                await asyncio.sleep(0.1)
+
     async def rows(self) -> list[Row]:
         assert self.ledger is not None
         return [row async for row in self.ledger.rows()]

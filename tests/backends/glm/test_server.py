@@ -153,21 +153,27 @@ async def test_a_stream_is_sent_token_by_token(checkpoint: Checkpoint, serve: Se
         assert rest[-1].choices[0].finish_reason == "length"
 
 
-async def test_the_default_output_limit_is_bounded_by_the_context(
+async def test_the_output_limit_is_bounded_by_the_context(
     checkpoint: Checkpoint, serve: Serve
 ) -> None:
+    """Also one that the caller gave: many clients send the same large one with every request."""
     text = "z" * (checkpoint.max_model_len - 100)
+    full = [{"role": "user", "content": text}]
     async with serve(Script(ids_of(checkpoint, "a"))) as served, sdk(served) as chat:
         short = await chat.create(model="tiny", messages=HELLO)
-        long = await chat.create(model="tiny", messages=[{"role": "user", "content": text}])
+        long = await chat.create(model="tiny", messages=full)
+        asked = await chat.create(model="tiny", messages=full, max_tokens=65_536)
     assert short.usage.completion_tokens == 1024
-    assert long.usage.total_tokens == checkpoint.max_model_len
+    for cut in (long, asked):
+        assert cut.usage.total_tokens == checkpoint.max_model_len
+        assert cut.choices[0].finish_reason == "length"
 
 
 async def test_context_overflow(checkpoint: Checkpoint, serve: Serve) -> None:
+    text = "z" * (checkpoint.max_model_len + 1)
     async with serve(Script([0])) as served, sdk(served) as chat:
         with pytest.raises(openai.BadRequestError) as caught:
-            await chat.create(model="tiny", messages=HELLO, max_tokens=checkpoint.max_model_len)
+            await chat.create(model="tiny", messages=[{"role": "user", "content": text}])
         assert caught.value.code == "context_length_exceeded"
         assert served.engine.load().waiting == 0  # a refused request gives its place back
 

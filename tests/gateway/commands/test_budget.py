@@ -106,15 +106,15 @@ def test_list_as_json_with_exact_amounts(admin: Admin, capsys: pytest.CaptureFix
         "scope": "backend:cloud",
         "period": "day",
         "zone": "Asia/Shanghai",
-        "limit_cny": Decimal("0.05"),
-        "posted_cny": Decimal("0.000000001"),
-        "held_cny": Decimal("0.02"),
+        "limit": Decimal("0.05"),
+        "posted": Decimal("0.000000001"),
+        "held": Decimal("0.02"),
         "limit_nano": 50_000_000,
         "posted_nano": 1,
         "held_nano": 20_000_000,
         "resets_at": "2026-11-21T16:00:00+00:00",
     }
-    assert total["limit_cny"] == Decimal("9007199.254740991")
+    assert total["limit"] == Decimal("9007199.254740991")
     assert total["resets_at"] is None
 
 
