@@ -215,8 +215,8 @@ async def serve_until(config: Config, stop: asyncio.Event) -> None:
 
 
 def _quiet_collector() -> None:
-    """What lives now lives as long as the process: the collector need not look at it again, and it
-    need not look so often at requests, which leave no cycles behind (8 % of the CPU was spent so)."""
+    """What lives now lives as long as the process: the collector need not look at it again. Nor
+    need it look often: requests leave few cycles behind, and 8 % of the CPU went into looking."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
