@@ -9,7 +9,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway.errors import GatewayError
 from gateway.facts import new_request_id
+from gateway.gateway import Gateway
 from gateway.report import GROUPS, summarise
 from policies import sensitivity, tokens
 from policies.plan import plan
@@ -28,9 +29,6 @@ from policies.types import (
     Site,
     SloClass,
 )
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.Response]]

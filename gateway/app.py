@@ -1,186 +1,25 @@
-"""The composition root: settings in, a running gateway out. Nothing else constructs the parts."""
+"""Two addresses before one gateway: the public port and the admin port, until told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-import random
 import secrets
-import time
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 from aiohttp import web
-from msgspec.structs import replace
 
-from backends.ark.backend import ArkBackend
-from backends.ark.models import traits_of
-from backends.base import Backend, Timeouts
-from backends.egress import Egress
-from backends.pool import Pool
 from gateway.admin import admin_routes
-from gateway.admission import Admission
-from gateway.auth import Authenticator
 from gateway.config import Config
-from gateway.ledger import Ledger, LedgerUnavailable
-from gateway.prices import load_card
+from gateway.gateway import Gateway
+from gateway.ledger import Ledger
 from gateway.routes import errors_as_json, public_routes
-from gateway.snapshot import World
-from gateway.tasks import spawn
-from policies.price import LocalRate
-from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
-from policies.weigh import Route, Rules
 
 _log = structlog.get_logger("yuzui.app")
 
-TEND_EVERY_S = 1.0  # lease, sweep, and the ledger's figures for the snapshot
-READY_PATIENCE_S = 0.5
 BACKLOG = 1024  # connections that may wait while the loop is busy
 ADMIN_BODY_BYTES_MAX = 1024 * 1024
-JWKS_BYTES_MAX = 1024 * 1024
-_JWKS_LIMITS = Timeouts(connect_s=2.0, first_s=5.0, idle_s=5.0, total_s=10.0)
-
-
-class Gateway:
-    """One gateway process: its parts, and their start and end."""
-
-    def __init__(self, config: Config, ledger: Ledger) -> None:
-        self.config = config
-        self.ledger = ledger
-        self.rules = rules_of(config)
-        self.label_rules = config.sensitivity.rules()
-        self.rng = random.Random(secrets.randbits(64))  # noqa: S311 - draws workers, not secrets
-        self.admission = Admission(config.limits.in_flight_max)
-        self.admin_token = config.admin_token.reveal() if config.admin_token else None
-        self._egress = Egress(allowed=_allowed(config))
-        self.pool = Pool(self._egress, config.workers, clock=time.monotonic)
-        self._ark: ArkBackend | None = None
-        if config.ark.api_key is not None:
-            self._ark = ArkBackend(self._egress, config.ark.base_url, config.ark.api_key.reveal())
-        self.world = World(
-            workers=self.pool.states,
-            clouds=clouds_of(config) if self._ark is not None else {},
-            budgets=ledger.views,
-            clock=time.monotonic,
-        )
-        self.auth = Authenticator.from_config(
-            config.auth, fetch=self._fetch_jwks, names=self.label_rules.names
-        )
-        self._later: set[asyncio.Task[Any]] = set()
-        self._tending: asyncio.Task[None] | None = None
-
-    # ------------------------------------------------------------ what a request needs
-
-    def backend(self, attempt: Attempt) -> tuple[Backend, str]:
-        """Who carries an attempt, and the model's name there."""
-        if attempt.site is Site.CLOUD:
-            if self._ark is None:
-                raise LookupError("a cloud attempt was planned while the cloud is off")
-            return self._ark, attempt.target
-        return self.pool.backend(attempt.target), self.pool.model(attempt.target)
-
-    def later(self, coro: Coroutine[Any, Any, None]) -> None:
-        """Runs work that outlives its request; the end of the process waits for it."""
-        task = spawn(coro, name="later")
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
-
-    async def authenticate(self, request: web.Request) -> Principal:
-        return await self.auth.principal(request.headers.getall("authorization", ()), time.time())
-
-    def has(self, site: Site, name: str) -> bool:
-        """Whether a side could answer for a public name, as things are configured."""
-        route = self.rules.routes[name]
-        if site is Site.CLOUD:
-            return self._ark is not None and bool(route.cloud)
-        return bool(route.local and self.config.workers)
-
-    async def not_ready(self) -> list[str]:
-        """What is missing before requests can be answered; empty: ready."""
-        missing = []
-        if self.admission.draining:
-            missing.append("draining")
-        try:
-            await asyncio.wait_for(self.ledger.ping(), READY_PATIENCE_S)
-        except (LedgerUnavailable, TimeoutError):
-            missing.append("ledger")
-        up = any(worker.health is Health.UP for worker in self.pool.states())
-        if not up and self._ark is None:
-            missing.append("worker")
-        return missing
-
-    # ------------------------------------------------------------ life
-
-    async def start(self) -> None:
-        now_s = time.time()
-        await self.ledger.renew_lease(now_s)
-        await self.ledger.refresh(now_s)
-        await self.pool.start()
-        await self.auth.keys.start()
-        self._tending = spawn(self._tend(), name="tend the ledger")
-
-    async def close(self) -> None:
-        if self._later:
-            await asyncio.wait(self._later, timeout=self.config.limits.drain_s)
-        if self._tending is not None:
-            self._tending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._tending
-        await self.auth.keys.stop()
-        await self.pool.close()
-        await self._egress.close()
-        await self.ledger.close()
-
-    async def _tend(self) -> None:
-        """Keeps the lease, resolves what others left behind, and reads the budgets' figures."""
-        while True:
-            now_s = time.time()
-            try:
-                await self.ledger.renew_lease(now_s)
-                swept = await self.ledger.sweep(now_s)
-                await self.ledger.refresh(now_s)
-                if swept.voided or swept.expired:
-                    _log.warning("swept", voided=swept.voided, expired=swept.expired)
-            except LedgerUnavailable as error:
-                _log.warning("ledger_unavailable", why=str(error))
-            await asyncio.sleep(TEND_EVERY_S)
-
-    async def _fetch_jwks(self) -> bytes:
-        url = self.config.auth.jwks_url or ""
-        wire = await self._egress.open("GET", url, headers={}, body=None, timeouts=_JWKS_LIMITS)
-        try:
-            return await wire.read(JWKS_BYTES_MAX)
-        finally:
-            await wire.close()
-
-
-def rules_of(config: Config) -> Rules:
-    """What the operator decided, in the vocabulary of the decision."""
-    routes: dict[str, Route] = {}
-    for name, model in config.models.items():
-        route = Route(name=name, local=model.local, cloud=model.cloud)
-        routes.update({spelled: route for spelled in (name, *model.aliases)})
-    prices = load_card(config.prices.card)
-    endpoints = {name: prices.price_of(model) for name, model in config.ark.endpoints.items()}
-    return Rules(
-        routes=routes,
-        prices=replace(prices, models={**prices.models, **endpoints}),
-        server_rate=LocalRate(nano_per_slot_s=config.local_cost.server_nano_per_s),
-        ttft_target_ms={
-            SloClass.INTERACTIVE: 1000.0 * config.limits.ttft_interactive_s,
-            SloClass.BATCH: 1000.0 * config.limits.ttft_batch_s,
-        },
-        local_total_s=config.limits.local.total_s,
-    )
-
-
-def clouds_of(config: Config) -> dict[str, ModelTraits]:
-    """What is known of every cloud model that a public name can lead to."""
-    wanted = {name for model in config.models.values() for name in model.cloud}
-    return {name: traits_of(config.ark.endpoints.get(name, name)) for name in sorted(wanted)}
 
 
 async def serve_until(config: Config, stop: asyncio.Event) -> None:
@@ -239,13 +78,3 @@ async def _listen(runner: web.AppRunner, host: str, port: int, config: Config) -
     site = web.TCPSite(runner, host, port, reuse_port=shared or None, backlog=BACKLOG)
     await site.start()
     return site
-
-
-def _allowed(config: Config) -> list[str]:
-    """Every place outside this process that it may open a connection to."""
-    allowed = [*config.workers]
-    if config.ark.enabled:
-        allowed.append(config.ark.base_url)
-    if config.auth.jwks_url:
-        allowed.append(config.auth.jwks_url)
-    return allowed

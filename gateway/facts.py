@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 from multidict import CIMultiDictProxy
@@ -13,6 +12,7 @@ from multidict import CIMultiDictProxy
 from backends import media
 from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
 from gateway.errors import GatewayError
+from gateway.gateway import Gateway
 from gateway.wire.base import Asked
 from policies import sensitivity, tokens
 from policies.types import (
@@ -22,9 +22,6 @@ from policies.types import (
     Principal,
     Site,
 )
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 DEADLINE_MS_MAX = 3_600_000
 IMAGES_MAX = 64

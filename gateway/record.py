@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 
 from backends.chat import ChatRequest
 from gateway.errors import GatewayError, insufficient_quota
+from gateway.gateway import Gateway
 from gateway.ledger import Exhausted, LedgerUnavailable
 from gateway.rows import Outcome, Row, RowState
 from gateway.wire.base import Asked
@@ -32,9 +32,6 @@ from policies.types import (
     Usage,
     Why,
 )
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 _log = structlog.get_logger("yuzui.exchange")
 # A settlement that Redis did not take is repeated this long; after that the sweeper resolves the

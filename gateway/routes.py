@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -11,13 +10,11 @@ from aiohttp import web
 
 from gateway.auth import AuthError
 from gateway.errors import GatewayError
+from gateway.gateway import Gateway
 from gateway.serve import serve
 from gateway.wire.chat import ChatDialect
 from gateway.wire.predict import PredictDialect
 from policies.types import Site
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -17,6 +16,7 @@ from backends.base import Billed, Call, Failure, Fault, Kind, Reply, Timeouts
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
+from gateway.gateway import Gateway
 from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable
 from gateway.record import Exchange, Run
 from gateway.relay import Relay
@@ -26,9 +26,6 @@ from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
 from policies.plan import plan
 from policies.types import Attempt, Refusal, Site
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
