@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from backends.base import Billed, Call, Event, Failure, Kind
+from backends.base import Call, Event, Failure
 from backends.chat import ChatRequest, StreamOptions
 from backends.chunks import failure_of, read_body, read_error, read_event, retry_after_of
 from backends.egress import Egress, Wire
-from backends.sse import SseError, SseParser
+from backends.streams import batches, broken
 from policies.types import Usage
 
 # A whole answer: 131,072 tokens with logprobs are some 20 MB; nothing sensible is longer.
@@ -83,36 +83,9 @@ class HttpReply:
         usage, _ = read_body(body)
         return body, self._timed(usage)
 
-    async def events(self) -> AsyncIterator[list[Event]]:
+    def events(self) -> AsyncIterator[list[Event]]:
         """Batches of events in order. Raises Failure, after the events that came before it."""
-        parser = SseParser()
-        finished = False
-        async for data in self._wire.chunks():
-            batch: list[Event] = []
-            failure: Failure | None = None
-            try:
-                for raw in parser.feed(data):
-                    event = read_event(raw)
-                    if event.usage is not None:
-                        event = self._timed_event(event)
-                    if event.finish_reason is not None:
-                        finished = True
-                    batch.append(event)
-                    if event.done:
-                        break
-            except SseError:
-                failure = _broken("the engine sent an event that is too long")
-            except Failure as error:
-                failure = error
-            if batch:
-                yield batch
-                if batch[-1].done:
-                    await self._wire.end()
-                    return
-            if failure is not None:
-                raise failure
-        if not finished or parser.pending:
-            raise _broken("the engine's stream ended before its answer did")
+        return batches(self._wire, self._read, whose="the engine")
 
     async def close(self) -> None:
         """Keeps the connection when the answer was read to its end, else cuts it."""
@@ -124,7 +97,10 @@ class HttpReply:
         measured_ms = max(1, round((self._clock() - self._began_s) * 1000))
         return msgspec.structs.replace(usage, slot_ms=measured_ms)
 
-    def _timed_event(self, event: Event) -> Event:
+    def _read(self, raw: bytes) -> Event:
+        event = read_event(raw)
+        if event.usage is None:
+            return event
         return msgspec.structs.replace(event, usage=self._timed(event.usage))
 
 
@@ -155,9 +131,5 @@ async def _expect_answer(wire: Wire, *, stream: bool) -> None:
         body = b""  # the status says enough
     if wire.status == 200:
         read_body(body)  # raises what an error body with a good status names
-        raise _broken("the engine answered in another form than it was asked for")
+        raise broken("the engine answered in another form than it was asked for")
     raise failure_of(wire.status, read_error(body), retry_after_s=retry_after_s)
-
-
-def _broken(message: str) -> Failure:
-    return Failure(Kind.BROKEN, message, billed=Billed.MAYBE)

@@ -18,10 +18,11 @@ from hashlib import blake2b
 
 from backends.ark import dialect, errors
 from backends.ark.models import ArkModel, model_of
-from backends.base import Billed, Call, Event, Failure, Kind
+from backends.base import Call, Event, Failure
 from backends.chunks import read_body, read_event
 from backends.egress import Egress, Wire
-from backends.sse import SseError, SseParser, data_of
+from backends.sse import data_of
+from backends.streams import batches, broken
 from policies.types import STRICTEST, CloudPermit, Usage
 
 # A whole answer: 65,536 tokens with reasoning are under 2 MB; nothing sensible is longer.
@@ -112,7 +113,7 @@ class ArkBackend:
             body = b""  # the status says enough
         if wire.status == 200:
             read_body(body)  # raises what an error body with a good status names
-            raise _broken("the cloud answered in another form than it was asked for")
+            raise broken("the cloud answered in another form than it was asked for")
         raise errors.failure_of(wire.status, wire.headers, body, now_s=self._wall_clock())
 
 
@@ -132,38 +133,9 @@ class ArkReply:
             raise errors.in_band(failure, body, now_s=self._wall_clock()) from None
         return body, usage
 
-    async def events(self) -> AsyncIterator[list[Event]]:
-        """Batches of events in order. Raises Failure, after the events that came before it.
-
-        A stream without a finish reason is broken even if it says [DONE]: its answer may be half.
-        """
-        parser = SseParser()
-        finished = False
-        async for data in self._wire.chunks():
-            batch: list[Event] = []
-            failure: Failure | None = None
-            try:
-                for raw in parser.feed(data):
-                    event = self._read(raw)
-                    finished = finished or event.finish_reason is not None
-                    if event.done and not finished:
-                        raise _broken("the cloud's stream ended without a finish reason")
-                    batch.append(event)
-                    if event.done:
-                        break
-            except SseError:
-                failure = _broken("the cloud sent an event that is too long")
-            except Failure as error:
-                failure = error
-            if batch:
-                yield batch
-                if batch[-1].done:
-                    await self._wire.end()
-                    return
-            if failure is not None:
-                raise failure
-        if not finished or parser.pending:
-            raise _broken("the cloud's stream ended before its answer did")
+    def events(self) -> AsyncIterator[list[Event]]:
+        """Batches of events in order. Raises Failure, after the events that came before it."""
+        return batches(self._wire, self._read, whose="the cloud")
 
     async def close(self) -> None:
         """Keeps the connection when the answer was read to its end, else cuts it."""
@@ -175,7 +147,3 @@ class ArkReply:
         except Failure as failure:
             data = data_of(raw) or b""
             raise errors.in_band(failure, data, now_s=self._wall_clock()) from None
-
-
-def _broken(message: str) -> Failure:
-    return Failure(Kind.BROKEN, message, billed=Billed.MAYBE)

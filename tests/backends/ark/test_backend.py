@@ -45,7 +45,8 @@ async def test_a_plain_answer_and_its_usage(ark: ArkBackend, emulator: Emulator)
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": data_url(1280, 960)}},
     ]
-    reply = await ark.open(call(SEED_2_1, messages=[{"role": "user", "content": content}]))
+    asked = {"messages": [{"role": "user", "content": content}], "thinking": {"type": "enabled"}}
+    reply = await ark.open(call(SEED_2_1, **asked))
     body, usage = await reply.body()
     await reply.close()
     assert b"1 picture(s) (1280x960)" in body
