@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import TypeVar
 from zoneinfo import ZoneInfo
@@ -19,6 +19,7 @@ from gateway.errors import GatewayError
 from gateway.facts import new_request_id
 from gateway.gateway import Gateway
 from gateway.report import GROUPS, summarise
+from gateway.rows import Row
 from policies import sensitivity, tokens
 from policies.plan import plan
 from policies.types import (
@@ -58,78 +59,83 @@ class Described(msgspec.Struct, forbid_unknown_fields=True):
 
 def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
     """Every path of the admin port."""
+    act = _Admin(gateway)
+    guarded = [
+        ("GET", "/admin/budgets", act.list_budgets),
+        ("PUT", "/admin/budgets", act.set_budget),
+        ("DELETE", "/admin/budgets", act.delete_budget),
+        ("GET", "/admin/report", act.report),
+        ("GET", "/admin/rows", act.rows),
+        ("GET", "/admin/till", act.till),
+        ("GET", "/admin/pool", act.pool),
+        ("POST", "/admin/explain", act.explain),
+    ]
+    return [web.route(method, path, _guard(gateway, handler)) for method, path, handler in guarded]
 
-    async def list_budgets(_: web.Request) -> web.Response:
-        return _json(await gateway.ledger.budgets(time.time()))
 
-    async def set_budget(request: web.Request) -> web.Response:
+class _Admin:
+    """What each path does; who may ask is checked before."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def list_budgets(self, _: web.Request) -> web.Response:
+        return _json(await self._gateway.ledger.budgets(time.time()))
+
+    async def set_budget(self, request: web.Request) -> web.Response:
         asked = await _read(request, BudgetAsked)
         try:
-            await gateway.ledger.set_budget(
+            await self._gateway.ledger.set_budget(
                 asked.scope,
                 limit_nano=asked.limit_nano,
                 period=asked.period,
-                zone=asked.zone or gateway.config.timezone,
+                zone=asked.zone or self._gateway.config.timezone,
                 now_s=time.time(),
             )
         except ValueError as error:
             raise GatewayError(400, "invalid_value", str(error)) from None
-        return await list_budgets(request)
+        return await self.list_budgets(request)
 
-    async def delete_budget(request: web.Request) -> web.Response:
+    async def delete_budget(self, request: web.Request) -> web.Response:
         scope, period = request.query.get("scope", ""), request.query.get("period", "")
         try:
-            known = await gateway.ledger.delete_budget(scope, period, now_s=time.time())
+            known = await self._gateway.ledger.delete_budget(scope, period, now_s=time.time())
         except ValueError as error:
             raise GatewayError(400, "invalid_value", str(error)) from None
         if not known:
             text = f"there is no budget {scope!r} with period {period!r}"
             raise GatewayError(404, "not_found", text)
-        return await list_budgets(request)
+        return await self.list_budgets(request)
 
-    async def report(request: web.Request) -> web.Response:
+    async def report(self, request: web.Request) -> web.Response:
         by = request.query.get("by", "backend")
         if by not in GROUPS:
             text = f"by must be one of {', '.join(GROUPS)}, got {by!r}"
             raise GatewayError(400, "invalid_value", text, param="by")
-        rows = gateway.ledger.rows(
+        zone = ZoneInfo(self._gateway.config.timezone)
+        return _json(await summarise(self._rows(request), by=by, zone=zone))
+
+    async def rows(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("request_id")
+        return _json(
+            [row async for row in self._rows(request) if wanted is None or row.request_id == wanted]
+        )
+
+    async def till(self, _: web.Request) -> web.Response:
+        return _json(await self._gateway.ledger.till())
+
+    async def pool(self, _: web.Request) -> web.Response:
+        return _json(self._gateway.world.take())
+
+    async def explain(self, request: web.Request) -> web.Response:
+        facts = _facts_of(await _read(request, Described), self._gateway)
+        world, now_s = self._gateway.world.take(), time.monotonic()
+        return _json(plan(facts, world, self._gateway.rules, now_s, Random(0)))  # noqa: S311
+
+    def _rows(self, request: web.Request) -> AsyncIterator[Row]:
+        return self._gateway.ledger.rows(
             since_ms=_moment(request, "since"), until_ms=_moment(request, "until")
         )
-        return _json(await summarise(rows, by=by, zone=ZoneInfo(gateway.config.timezone)))
-
-    async def rows(request: web.Request) -> web.Response:
-        wanted = request.query.get("request_id")
-        found = [
-            row
-            async for row in gateway.ledger.rows(
-                since_ms=_moment(request, "since"), until_ms=_moment(request, "until")
-            )
-            if wanted is None or row.request_id == wanted
-        ]
-        return _json(found)
-
-    async def till(_: web.Request) -> web.Response:
-        return _json(await gateway.ledger.till())
-
-    async def pool(_: web.Request) -> web.Response:
-        return _json(gateway.world.take())
-
-    async def explain(request: web.Request) -> web.Response:
-        facts = _facts_of(await _read(request, Described), gateway)
-        now_s = time.monotonic()
-        return _json(plan(facts, gateway.world.take(), gateway.rules, now_s, Random(0)))  # noqa: S311
-
-    guarded = [
-        ("GET", "/admin/budgets", list_budgets),
-        ("PUT", "/admin/budgets", set_budget),
-        ("DELETE", "/admin/budgets", delete_budget),
-        ("GET", "/admin/report", report),
-        ("GET", "/admin/rows", rows),
-        ("GET", "/admin/till", till),
-        ("GET", "/admin/pool", pool),
-        ("POST", "/admin/explain", explain),
-    ]
-    return [web.route(method, path, _guard(gateway, act)) for method, path, act in guarded]
 
 
 def _guard(gateway: Gateway, handler: Handler) -> Handler:
