@@ -3,7 +3,8 @@
 One gateway process on one core, with authentication, a budget, the ledger and its log on; the
 upstream (a server with fixed answers), Valkey and the load generator share the other core. Every
 figure "added" is the difference to calling the same upstream directly, measured in turn in the same
-run. Prints a table and, as its last line, one JSON object.
+run. Beside it stands a bare aiohttp proxy (bare_proxy.py) on the same core: the speed of machines
+differs, the ratio to it much less. Prints a table and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -97,6 +98,12 @@ async def _all(folder: Path, redis_url: str, fast: str, paced: str, scale: int) 
         rows.append(pair.row("64 streams of 100 chunks, at once"))
         figures["chunks_per_s"] = round(pair.ours.per_s * CHUNKS)
         figures["cpu_us_chunk_unpaced"] = round(pair.cpu_us / CHUNKS, 1)
+    with _bare_proxy(folder, fast) as bare:
+        body, count = _text_body(700), 20_000 // scale
+        pair = await _pair(bare, fast, body, "", 32, count)
+        rows.append(pair.row("a bare aiohttp proxy, 700 B, 32 connections"))
+        figures["bare_proxy_rps_32"] = round(pair.ours.per_s)
+        figures["bare_proxy_cpu_us_request"] = round(pair.cpu_us)
     with _gateway(folder, redis_url, paced) as gateway:
         pair = await _pair(gateway, paced, stream, token, 64, max(512 // scale, 64))
         rows.append(pair.row("64 streams of 100 chunks, 10 ms apart"))
@@ -204,6 +211,22 @@ def _gateway(folder: Path, redis_url: str, upstream: str) -> Iterator[_Gateway]:
             yield _Gateway(process, f"http://127.0.0.1:{port}", ready_s)
         finally:
             process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+@contextmanager
+def _bare_proxy(folder: Path, upstream: str) -> Iterator[_Gateway]:
+    port = free_port()
+    command = [sys.executable, "-m", "tests.bench.bare_proxy", str(port), upstream]
+    with (folder / "bare.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        os.sched_setaffinity(process.pid, {GATEWAY_CORE})
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_ready(url, process, folder / "bare.log")
+            yield _Gateway(process, url, 0.0)
+        finally:
+            process.terminate()
             process.wait(30)
 
 
