@@ -12,7 +12,7 @@ from pathlib import Path
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
 
-QUEUE_DEFAULT = 8  # with one slot, more would mostly be waiting that a gateway can do better
+QUEUE_DEFAULT = 64  # a caller without another place would rather wait; who is in a hurry is not sent
 NAME_DEFAULT = "glm-4.6v"
 
 _EPILOG = """\
