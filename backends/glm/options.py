@@ -12,7 +12,7 @@ from pathlib import Path
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
 
-QUEUE_DEFAULT = 64  # a caller without another place would rather wait; who is in a hurry is not sent
+QUEUE_DEFAULT = 64  # a caller without another place would rather wait than be refused
 NAME_DEFAULT = "glm-4.6v"
 
 _EPILOG = """\
