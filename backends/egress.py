@@ -9,47 +9,35 @@ What is not on the list is denied before a name is looked up. The address that a
 resolves to is checked and is the one that is connected to. Redirects are not followed, cookies and
 proxies of the environment are not used, compressed answers are refused.
 
-A kept connection may have been closed by the other side while it was idle. It is looked at before
-it is used, and a request that met a closed socket before its first byte was written is sent once
-more. One of which anything was written is never repeated here: the engine may be working on it.
-
-No type of the HTTP client that is used inside appears in a signature.
+A kept connection may have been closed by the other side while it was idle. It is looked at in the
+same turn of the loop in which it is written to; of several, the dead ones are passed over. A
+request of which anything was written is never repeated here: the engine may be working on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import weakref
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextvars import ContextVar
-from functools import lru_cache
-from typing import Any
-
-import aiohttp
-from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
-from yarl import URL
+from functools import partial
 
 from backends.base import Billed, Failure, Fault, Kind, Timeouts
-from backends.origins import EgressDenied, Origin, never_allowed, origin_of
-from backends.watch import Watch
+from backends.dial import Dialer
+from backends.http1 import HEADER_BYTES_MAX, Connection, Exchange
+from backends.origins import EgressDenied, Origin, origin_of, read_url
 
-__all__ = ["Egress", "EgressDenied", "Wire"]
+__all__ = ["HEADER_BYTES_MAX", "Egress", "EgressDenied", "Wire"]
 
-# One status line or header of an answer, and how many headers: what common servers allow.
-HEADER_BYTES_MAX = 8190
-HEADERS_MAX = 100
-# Read ahead of a slow consumer per connection, before the engine is made to wait.
-READ_AHEAD_BYTES = 64 * 1024
-# A stream longer than this is not an answer: a token is some 300 bytes of event, so half a million.
-STREAM_BYTES_MAX = 256 * 1024 * 1024
 # uvicorn, which vLLM and SGLang listen with, closes an idle connection after 5 s. Letting go first
 # keeps us from writing into a connection that is just being closed.
 KEEPALIVE_S = 4.0
 # After an answer is understood its last bytes (the end of the chunked body) may still be under way.
 END_GRACE_S = 0.2
 URLS_REMEMBERED_MAX = 4096
+
+# What frames a message is said here and nowhere else: one that has two lengths is two requests.
+_OURS = frozenset(("host", "connection", "content-length", "transfer-encoding", "expect"))
+_PORTS = {"http": 80, "https": 443}
+_TOO_LONG = "the engine's answer is longer than allowed"
 
 
 class Egress:
@@ -64,11 +52,15 @@ class Egress:
     ) -> None:
         """`allowed`: base URLs, of which scheme, host and port count."""
         self._origins: set[Origin] = set()
-        self._urls: dict[str, URL] = {}
+        self._places: dict[str, tuple[Origin, str]] = {}
+        self._dialer = Dialer()
         self._connections_max = connections_max
         self._keepalive_s = keepalive_s
-        self._session: aiohttp.ClientSession | None = None
-        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._slots = asyncio.Semaphore(connections_max)  # a call holds one from before its dial
+        self._held = 0
+        self._busy: set[Connection] = set()
+        self._idle: dict[Origin, list[Connection]] = {}  # the one used last is at the end
+        self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         for base_url in allowed:
             self.allow(base_url)
@@ -89,99 +81,121 @@ class Egress:
         """Sends one request; returns when the head of the answer is in, whatever its status.
 
         Raises EgressDenied, or Failure: CONNECT (not billed) when nothing was sent; TIMEOUT_FIRST,
-        TIMEOUT_TOTAL or BROKEN (perhaps billed) once something may have been. Cancelling it closes
-        the connection at once.
+        TIMEOUT_TOTAL or BROKEN (perhaps billed) once something may have been; ValueError for
+        headers that would break the request. Cancelling it closes the connection at once.
         """
-        checked = self._check(url)
-        if self._closed:
-            raise Failure(Kind.CONNECT, "the gateway is closing", fault=Fault.GATEWAY)
-        try:
-            return await self._send(method, checked, headers, body, timeouts)
-        except _NotSent:
-            pass
-        try:
-            return await self._send(method, checked, headers, body, timeouts)
-        except _NotSent:
-            raise Failure(Kind.CONNECT, "the connection to the engine was closed") from None
+        origin, place = self._places.get(url) or self._check(url)
+        head = _head_of(method, place, headers, body)
+        began_s = asyncio.get_running_loop().time()
+        connection = await self._connection(origin, min(timeouts.connect_s, timeouts.total_s))
+        self._busy.add(connection)
+        exchange = connection.send(
+            head, body, times=timeouts, began_s=began_s, bodiless=method == "HEAD"
+        )
+        await exchange.head()
+        return Wire(exchange)
 
     async def close(self) -> None:
         """Closes every connection. Calls that are under way end with BROKEN."""
         self._closed = True
-        for watch in tuple(self._watches):
-            watch.cut()
-        if self._session is not None:
-            await self._session.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in (*self._busy, *(c for idle in self._idle.values() for c in idle)):
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next turn
 
-    def _check(self, url: str) -> URL:
-        known = self._urls.get(url)
-        if known is not None:
-            return known
-        origin = origin_of(url)
+    def _check(self, url: str) -> tuple[Origin, str]:
+        origin, target = read_url(url)
         if origin not in self._origins:
             raise EgressDenied("the destination is not on the list")
-        parsed = URL(url, encoded=True)
-        if origin_of(str(parsed.origin())) != origin:
-            raise EgressDenied("the destination can be read in two ways")
-        if len(self._urls) < URLS_REMEMBERED_MAX:
-            self._urls[url] = parsed
-        return parsed
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        if origin.port != _PORTS[origin.scheme]:
+            host = f"{host}:{origin.port}"
+        place = f"{target} HTTP/1.1\r\nhost: {host}\r\n"
+        if len(self._places) < URLS_REMEMBERED_MAX:
+            self._places[url] = origin, place
+        return origin, place
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = _Connector(
-                resolver=_Resolver(self._origins),
-                limit=self._connections_max,
-                keepalive_timeout=self._keepalive_s,
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                auto_decompress=False,
-                read_bufsize=READ_AHEAD_BYTES,
-                max_line_size=HEADER_BYTES_MAX,
-                max_field_size=HEADER_BYTES_MAX,
-                max_headers=HEADERS_MAX,
-                skip_auto_headers=("User-Agent", "Accept"),
-                headers={"Accept-Encoding": "identity"},
-            )
-        return self._session
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Failure(Kind.CONNECT, "the gateway is closing", fault=Fault.GATEWAY)
 
-    async def _send(
-        self,
-        method: str,
-        url: URL,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeouts: Timeouts,
-    ) -> Wire:
-        watch = Watch(timeouts)
-        self._watches.add(watch)
-        _CURRENT.set(watch)
+    async def _connection(self, origin: Origin, limit_s: float) -> Connection:
+        """A connection that can be written to now, and a slot for it. Raises Failure(CONNECT)."""
+        self._check_open()
+        if not self._slots.locked() and (kept := self._kept(origin)) is not None:
+            await self._slots.acquire()  # there is one: this does not wait
+            self._held += 1
+            return kept
         try:
-            response = await self._client().request(
-                method,
-                url,
-                headers=headers,
-                data=None if body is None else _Body(body, watch),
-                allow_redirects=False,
-                timeout=_connect_limit(min(timeouts.connect_s, timeouts.total_s)),
-            )
-        except aiohttp.ClientError as error:
-            watch.cut()
-            raise _open_failure(error, watch) from None
+            async with asyncio.timeout(limit_s):
+                await self._slots.acquire()
+                self._held += 1
+                try:
+                    return self._kept(origin) or await self._dial(origin, limit_s)
+                except BaseException:
+                    self._release_slot()
+                    raise
         except TimeoutError:
-            watch.cut()
-            raise _connect_failure("the engine could not be reached in time") from None
-        except BaseException:
-            watch.cut()  # cancelled: the engine must see it now
-            raise
-        watch.answered(response.close)
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding.lower() != "identity":
-            watch.cut()
-            raise _broken("the engine sent a compressed answer that nobody asked for")
-        return Wire(response, watch)
+            raise Failure(Kind.CONNECT, "the engine could not be reached in time") from None
+        except (OSError, UnicodeError):  # the latter: a name that cannot be one
+            raise Failure(Kind.CONNECT, "the engine could not be reached") from None
+
+    def _kept(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        if not idle:
+            return None
+        since_s = asyncio.get_running_loop().time() - self._keepalive_s
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since_s > since_s and connection.usable():
+                return connection
+            connection.close()
+        return None
+
+    async def _dial(self, origin: Origin, limit_s: float) -> Connection:
+        self._check_open()  # again: it may have been closed while this call waited for its slot
+        if self._held + sum(map(len, self._idle.values())) > self._connections_max:
+            kept = [idle for idle in self._idle.values() if idle]
+            min(kept, key=lambda idle: idle[0].idle_since_s).pop(0).close()
+        make = partial(Connection, partial(self._freed, origin))
+        for _ in range(2):  # one that is closed as soon as it stands is replaced once
+            connection = await self._dialer.connect(origin, make, limit_s=limit_s)
+            if not self._closed and connection.usable():
+                return connection
+            connection.close()
+            self._check_open()
+        raise Failure(Kind.CONNECT, "the connection to the engine was closed")
+
+    def _freed(self, origin: Origin, connection: Connection, keep: bool) -> None:
+        """A call is over; keep: its connection may carry another one."""
+        self._busy.discard(connection)
+        self._release_slot()
+        if not keep:
+            return
+        if self._closed:
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since_s = loop.time()
+        self._idle.setdefault(origin, []).append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._keepalive_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Closes what nobody has used for a while."""
+        loop = asyncio.get_running_loop()
+        since_s = loop.time() - self._keepalive_s
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since_s <= since_s:  # the oldest come first
+                idle.pop(0).close()
+        left = any(self._idle.values())
+        self._sweeper = loop.call_later(self._keepalive_s, self._sweep) if left else None
+
+    def _release_slot(self) -> None:
+        self._held -= 1
+        self._slots.release()
 
 
 class Wire:
@@ -190,200 +204,66 @@ class Wire:
     status: int
     headers: Mapping[str, str]  # lower-case names
 
-    def __init__(self, response: aiohttp.ClientResponse, watch: Watch) -> None:
-        self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
-        self._response = response
-        self._watch = watch
+    def __init__(self, exchange: Exchange) -> None:
+        self.status = exchange.status
+        self.headers = exchange.headers
+        self._exchange = exchange
 
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body. Raises Failure: a time limit, a cut connection, or a longer body."""
+        exchange = self._exchange
         parts: list[bytes] = []
         size = 0
-        async for data in self.chunks():
+        while data := await exchange.receive():
             size += len(data)
             if size > limit_bytes:
-                self._watch.cut()
-                raise _broken("the engine's answer is longer than allowed")
+                exchange.cut()
+                raise Failure(Kind.BROKEN, _TOO_LONG, billed=Billed.MAYBE)
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises Failure: TIMEOUT_FIRST before its first byte, TIMEOUT_IDLE
         after it, TIMEOUT_TOTAL, or BROKEN when it was cut."""
-        content = self._response.content
-        watch = self._watch
-        size = 0
-        while True:
-            watch.wait()
-            try:
-                data = await content.readany()
-            except (aiohttp.ClientError, OSError):
-                self._watch.cut()
-                raise watch.failure() or _broken("the engine cut the answer short") from None
-            except BaseException:
-                watch.cut()  # cancelled: the engine must see it now
-                raise
-            watch.arrived()
-            if not data:
-                if (late := watch.failure()) is not None:
-                    raise late
-                watch.done()
-                return
-            size += len(data)
-            if size > STREAM_BYTES_MAX:
-                self._watch.cut()
-                raise _broken("the engine's answer is longer than allowed")
+        exchange = self._exchange
+        while data := await exchange.receive():
             yield data
 
     async def end(self, grace_s: float = END_GRACE_S) -> None:
         """For a caller that has understood the whole answer: waits a moment for the end of the
         body, so that the connection can be kept, and throws away what comes. Then closes."""
-        content = self._response.content
-        loop = asyncio.get_running_loop()
-        if not content.is_eof():
-            timer = loop.call_later(grace_s, self._watch.cut)
-            try:
-                while await content.readany():
-                    pass
-            except (aiohttp.ClientError, OSError):
+        exchange = self._exchange
+        if exchange.complete:
+            return
+        timer = asyncio.get_running_loop().call_later(grace_s, exchange.cut)
+        try:
+            while await exchange.receive():
                 pass
-            finally:
-                timer.cancel()
-                await self.close()
-        else:
+        except Failure:
+            pass  # the answer is understood: how its connection ended is nobody's concern
+        finally:
+            timer.cancel()
             await self.close()
 
     async def close(self) -> None:
         """Keeps the connection when the body was received to its end, else cuts it at once."""
-        if self._response.content.is_eof():
-            self._watch.done()
-            self._response.release()
-        else:
-            self._watch.cut()
+        self._exchange.cut()
 
 
-class _NotSent(Exception):
-    """A kept connection turned out to be closed before anything was written."""
-
-
-_CURRENT: ContextVar[Watch] = ContextVar("_CURRENT")
-
-
-class _Body(aiohttp.payload.Payload):
-    """Bytes that note when the first of them leaves, and when the last one has."""
-
-    def __init__(self, value: bytes, watch: Watch) -> None:
-        super().__init__(value, content_type="application/json")
-        self._size = len(value)
-        self._watch = watch
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        raise NotImplementedError  # only for bodies that are shown to somebody
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        self._watch.writing()
-        await writer.write(self._value)
-        self._watch.written()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Tells the watch of the running call which connection it got, and passes over dead ones."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if protocol is None or protocol not in self._used:
-                break
-            if not _readable(connection.transport):
-                _connected(req, connection, reused=True)
-                return connection
-            connection.close()  # closed by the other side, or it speaks unasked: of no use
-        if protocol is not None:
-            self._used.add(protocol)
-        _connected(req, connection, reused=False)
-        return connection
-
-
-class _Resolver(AbstractResolver):
-    """Looks up listed names only, and gives out no address that a listed name must never mean."""
-
-    def __init__(self, origins: set[Origin]) -> None:
-        self._origins = origins
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        if not any(o.host == host and o.port == port for o in self._origins):
-            raise EgressDenied("the destination is not on the list")
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
-        results = [
-            ResolveResult(
-                hostname=host,
-                host=str(sockaddr[0]),
-                port=port,
-                family=kind,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for kind, _, proto, _, sockaddr in found
-            if not never_allowed(str(sockaddr[0]))
-        ]
-        if not results:
-            raise EgressDenied("the destination resolves to an address that is never allowed")
-        return results
-
-    async def close(self) -> None:
-        return None
-
-
-def _connected(
-    req: aiohttp.ClientRequest, connection: aiohttp.connector.Connection, *, reused: bool
-) -> None:
-    watch = _CURRENT.get()
-    watch.connected(connection, reused=reused)
-    if not req.body:
-        watch.writing()  # a request without a body leaves at once
-
-
-def _readable(transport: asyncio.Transport | None) -> bool:
-    """Whether an idle connection has something to read: its end, since nothing was asked."""
-    sock = None if transport is None else transport.get_extra_info("socket")
-    if sock is None:
-        return True
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-@lru_cache(maxsize=64)
-def _connect_limit(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=seconds, ceil_threshold=3600)
-
-
-def _open_failure(error: aiohttp.ClientError, watch: Watch) -> Exception:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return _connect_failure("the engine could not be reached in time")
-    if isinstance(error, aiohttp.ClientConnectorError) or not watch.sent:
-        if watch.reused:
-            return _NotSent()
-        return _connect_failure("the engine could not be reached")
-    return watch.failure() or _broken("the engine closed the connection without an answer")
-
-
-def _connect_failure(message: str) -> Failure:
-    return Failure(Kind.CONNECT, message)
-
-
-def _broken(message: str) -> Failure:
-    return Failure(Kind.BROKEN, message, billed=Billed.MAYBE)
+def _head_of(method: str, place: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """Everything before the body. Raises ValueError if a header would end its line or frame the
+    message: what stands in a header may come from a caller."""
+    if not _OURS.isdisjoint(map(str.lower, headers)):
+        raise ValueError("a header that frames the message is not the caller's")
+    given = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    lines = len(headers) + 3  # the request, its host, and the empty one
+    if "accept-encoding" not in headers:
+        given = f"{given}accept-encoding: identity\r\n"
+        lines += 1
+    if body is not None or method not in ("GET", "HEAD"):
+        given = f"{given}content-length: {len(body or b'')}\r\n"
+        lines += 1
+    head = f"{method} {place}{given}\r\n"
+    if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
+        raise ValueError("a header with a line break in it")
+    return head.encode()

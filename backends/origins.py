@@ -39,15 +39,21 @@ def never_allowed(address: str) -> bool:
 
 
 def origin_of(url: str) -> Origin:
-    """Scheme, host and port. Raises EgressDenied for anything but a plain http(s) URL.
+    """Scheme, host and port. Raises EgressDenied for anything but a plain http(s) URL."""
+    return read_url(url)[0]
 
-    One strict expression is the parser: no user part, no backslash, no fragment, no blank, nothing
-    outside of ASCII; so no second parser can read another host in it.
+
+def read_url(url: str) -> tuple[Origin, str]:
+    """The origin, and what is asked for there: the path, with the query if there is one.
+
+    Raises EgressDenied for anything but a plain http(s) URL. One strict expression is the parser:
+    no user part, no backslash, no fragment, no blank, nothing outside of ASCII; so no second
+    parser can read another host in it.
     """
     match = _URL.fullmatch(url)
     if match is None:
         raise EgressDenied("the destination is not a plain http(s) URL")
-    scheme, host, port, _ = match.groups()
+    scheme, host, port, target = match.groups()
     host = host.lower()
     if host.startswith("["):
         try:
@@ -57,4 +63,6 @@ def origin_of(url: str) -> Origin:
     number = int(port) if port else {"http": 80, "https": 443}[scheme]
     if not 0 < number < 65536:
         raise EgressDenied("the destination is not a plain http(s) URL")
-    return Origin(scheme, host, number)
+    if not target or target.startswith("?"):
+        target = f"/{target or ''}"
+    return Origin(scheme, host, number), target

@@ -94,6 +94,14 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
         frozenset({"gateway.auth", "gateway.keys"}),
         "one place decides what a valid token is",
     ),
+    ("httptools",): (
+        frozenset({"backends.http1"}),
+        "one place decides what an engine's answer says and where it ends",
+    ),
+    ("backends.dial", "backends.http1"): (
+        frozenset({"backends.dial", "backends.egress"}),
+        "a connection is made where the allow-list has been looked at",
+    ),
     ("cryptography",): (frozenset({"gateway.keys"}), "one place decides what a strong key is"),
     ("yaml",): (
         frozenset({"gateway.config_read", "gateway.prices", "backends.ark.emulator"}),
@@ -132,7 +140,7 @@ def libraries(source: Source) -> Iterator[str]:
 
 # Modules that may open a connection or make a socket, and to where.
 SOCKETS: Mapping[str, str] = {
-    "backends.egress": "to workers and to Ark: the one exit, with its allow-list",
+    "backends.dial": "to workers and to Ark, for the one exit: backends.egress, with its list",
     "gateway.redis_link": "to the books, whose address is a setting",
     "gateway.embedded": "asks the server it has started whether it is ready, over its own socket",
     "gateway.admin_client": "the command line talks to the admin port that is running",
@@ -163,7 +171,7 @@ def sockets(source: Source) -> Iterator[str]:
     for item in imports(source):
         client = within(item.module, "aiohttp") and item.names != ("web",) and not item.typing_only
         if client and item.module != "aiohttp.web":
-            yield f"{source.path}:{item.line}: the HTTP client is for backends/egress.py"
+            yield f"{source.path}:{item.line}: the way out is backends/egress.py"
         if any(within(target, *_SOCKET_MODULES) for target in item.targets()):
             yield f"{source.path}:{item.line}: {item.module} makes sockets"
     for name, call in calls(source):

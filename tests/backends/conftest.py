@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-ON_BOTH_LOOPS = ("test_egress.py", "test_scripted.py")
+ON_BOTH_LOOPS = ("test_dial.py", "test_egress.py", "test_http1.py", "test_scripted.py")
 
 
 @pytest.hookimpl(optionalhook=True)

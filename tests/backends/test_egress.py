@@ -510,7 +510,7 @@ async def test_the_end_of_one_call_never_cuts_the_next_on_its_connection(egress:
         assert await first.read(10) == b"{}"
         second = await post(egress, server)  # on the same connection
         await first.close()
-        first._watch.cut()
+        first._exchange.cut()
         assert await second.read(10) == b"{}"
         assert server.connections == 1
 
