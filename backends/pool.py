@@ -34,7 +34,7 @@ from backends.openai_http import OpenAIHttpBackend
 from policies.types import Capability, Health, ModelTraits, WorkerState
 
 # Reports come every second: after three missing ones the worker hangs or is cut off.
-REPORT_GAP_S = 3.0
+REPORT_GAP_S = 5.0
 PROBE_INTERVAL_S = 1.0
 # After a failure. Short: a worker that comes back should be used at once.
 RETRY_INTERVAL_S = 0.25
