@@ -33,7 +33,8 @@ from backends.egress import Egress, Wire
 from backends.openai_http import OpenAIHttpBackend
 from policies.types import Capability, Health, ModelTraits, WorkerState
 
-# Reports come every second: after three missing ones the worker hangs or is cut off.
+# Reports come every second. A worker that misses five hangs or is cut off; a core that it shares
+# with others may hold back two or three.
 REPORT_GAP_S = 5.0
 PROBE_INTERVAL_S = 1.0
 # After a failure. Short: a worker that comes back should be used at once.

@@ -1,0 +1,129 @@
+"""The newcomer's first answer: a drawn picture, the OpenAI SDK, the gateway, a real local GLM-4.6V."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer, Glm46VImageProcessorPil
+
+from backends.glm.nano import CHECKPOINT
+from backends.glm.nano.draw import draw_scene
+from backends.glm.nano.talk import Question, questions_for
+from policies.types import Site
+from tests.gateway.rig import PATIENCE_S, rig
+
+PICTURES = 12
+RIGHT_MIN = 10  # of them; the full figures are in backends/glm/nano/EVALUATION.md
+
+
+@pytest.fixture(scope="module")
+def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A worker process with the shipped checkpoint."""
+    port_file = tmp_path_factory.mktemp("worker") / "port"
+    command = [sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--port-file", str(port_file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 2 * PATIENCE_S
+    while not port_file.exists():
+        assert process.poll() is None, "the worker ended"
+        assert time.monotonic() < until, "the worker did not start"
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{int(port_file.read_text())}"
+    process.terminate()
+    process.wait(PATIENCE_S)
+
+
+def drawn(seed: int) -> tuple[Image.Image, str, Question]:
+    """A picture, its data URL, and a question whose answer is known."""
+    picture, scene = draw_scene(f"whole-way-{seed}", size=224)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    (question,) = questions_for(scene, random.Random(seed), 1)
+    return picture, url, question
+
+
+async def test_a_drawn_picture_is_answered_truly_plain_and_streamed(
+    books_url: str, worker_url: str
+) -> None:
+    processor = Glm46VImageProcessorPil.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    right = 0
+    async with rig(books_url, workers=[], settings={"workers": [worker_url]}) as house:
+        await house.ready_worker()
+        client = openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=house.token())
+        for seed in range(PICTURES):
+            picture, url, question = drawn(seed)
+            image = {"type": "image_url", "image_url": {"url": url}}
+            parts = [image, {"type": "text", "text": question.text}]
+            messages = [{"role": "user", "content": parts}]
+            plain = await client.chat.completions.create(model="glm-4.6v", messages=messages)
+            text, usage = plain.choices[0].message.content or "", plain.usage
+            chunks = [
+                chunk
+                async for chunk in await client.chat.completions.create(
+                    model="glm-4.6v",
+                    messages=messages,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+            ]
+            streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+            assert streamed == text
+            right += text.strip() == question.answer
+
+            patches = processor.get_number_of_image_patches(picture.height, picture.width)
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, parts[1]]}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            size = len(tokenizer(prompt, add_special_tokens=False).input_ids) + patches // 4 - 1
+            assert usage is not None
+            assert usage.prompt_tokens == size
+            assert usage.prompt_tokens_details is not None
+            assert usage.model_dump()["prompt_tokens_details"]["image_tokens"] == patches // 4
+            assert chunks[-1].usage is not None
+            assert chunks[-1].usage.model_dump() == usage.model_dump()
+        await client.close()
+        rows = await house.settled()
+        assert len(rows) == 2 * PICTURES
+        assert {row.site for row in rows} == {Site.LOCAL}
+        assert all(row.slot_ms > 0 for row in rows)
+    assert right >= RIGHT_MIN
+
+
+async def test_a_crowd_on_one_worker_and_what_must_stay_stays(
+    books_url: str, worker_url: str
+) -> None:
+    _, url, question = drawn(1)
+    image = {"type": "image_url", "image_url": {"url": url}}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": question.text}]}]
+    # A first token within 300 ms: some of the crowd cannot have that from one worker.
+    settings = {"workers": [worker_url], "limits.ttft_interactive_s": 0.3}
+    async with rig(books_url, workers=[], cloud=True, settings=settings) as house:
+        await house.ready_worker()
+        answers = await asyncio.gather(*(house.ask(messages=messages) for _ in range(64)))
+        assert {answer.status for answer in answers} == {200}
+        routes = [answer.header("route") or "" for answer in answers]
+        assert {route.partition(":")[0] for route in routes} == {"local", "cloud"}
+        sent = len(await house.cloud_requests())
+        assert sent == sum(route.startswith("cloud:") for route in routes)
+        pinned = house.headers(sensitivity="sensitive")
+        kept = await asyncio.gather(*(house.ask(pinned, messages=messages) for _ in range(64)))
+        assert {answer.header("route") for answer in kept if answer.status == 200} == {"local:w1"}
+        assert {answer.status for answer in kept} <= {200, 503}
+        assert len(await house.cloud_requests()) == sent
