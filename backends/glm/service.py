@@ -151,8 +151,8 @@ class Service:
                 param="model",
             )
         prompt = serving.prompts.build(request)
-        # A limit that is larger than what is left of the context is still only a limit: many clients
-        # send the same one with every request. The answer then ends with `length` at the worst.
+        # A limit that is larger than what is left of the context is still only a limit: many
+        # clients send the same one with every request. At the worst the answer ends with `length`.
         room = serving.prompts.max_model_len - len(prompt.ids)
         return request, prompt, min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
 

@@ -1,4 +1,4 @@
-"""The newcomer's first answer: a drawn picture, the OpenAI SDK, the gateway, a real local GLM-4.6V."""
+"""The newcomer's first answer: a drawn picture, the OpenAI SDK, and a real local GLM-4.6V."""
 
 from __future__ import annotations
 
