@@ -60,14 +60,14 @@ def plan(
     clouds = weigh_clouds(facts, route, permit, snapshot, there, rules, now_s)
 
     target_ms = _target_ms(facts, rules)
-    local = _order_workers(pool, target_ms, rng)
+    local = _order_workers(pool, facts, target_ms, rng)
     # in the order of the route, but a model that would be late gives way to those that are not
     cloud = [w for w in clouds if not w.verdict]
     cloud.sort(key=lambda w: w.forecast.ttft_ms > target_ms)
     if not local and not cloud:
         return _no_target(facts, permit, pool, clouds)
 
-    if _local_first(local, cloud, target_ms):
+    if _local_first(local, cloud, facts, target_ms):
         reason = _why_local(facts, permit, local[0], clouds, snapshot, target_ms)
         ordered = _alternated(local, cloud, rules.attempts_max)
     else:
@@ -88,22 +88,35 @@ def _target_ms(facts: Facts, rules: Rules) -> float:
     return rules.ttft_target_ms[facts.slo]
 
 
-def _order_workers(pool: Sequence[Weighed], target_ms: float, rng: Random) -> list[Weighed]:
+def _in_time(worker: Weighed, facts: Facts, target_ms: float) -> bool:
+    """Whether a worker answers soon enough. Without a deadline of the caller's, only a queue makes
+    it late: a free slot that looks slow (it was measured in a bad moment) is still the better
+    place, and asking it is the only way to learn better."""
+    if facts.deadline_ms is None and worker.forecast.queued_ms == 0.0:
+        return True
+    return worker.forecast.ttft_ms <= target_ms
+
+
+def _order_workers(
+    pool: Sequence[Weighed], facts: Facts, target_ms: float, rng: Random
+) -> list[Weighed]:
     """Those that answer in time stand before those that do not; within each, two choices."""
     in_time: list[tuple[float, str, Weighed]] = []
     late: list[tuple[float, str, Weighed]] = []
     for w in pool:
         if not w.verdict:
             scored = (w.load, w.target, w)
-            (in_time if w.forecast.ttft_ms <= target_ms else late).append(scored)
+            (in_time if _in_time(w, facts, target_ms) else late).append(scored)
     return balance.order(in_time, rng) + balance.order(late, rng)
 
 
-def _local_first(local: Sequence[Weighed], cloud: Sequence[Weighed], target_ms: float) -> bool:
+def _local_first(
+    local: Sequence[Weighed], cloud: Sequence[Weighed], facts: Facts, target_ms: float
+) -> bool:
     if not local or not cloud:
         return bool(local)
-    ttft_ms = local[0].forecast.ttft_ms
-    return ttft_ms <= target_ms or ttft_ms <= cloud[0].forecast.ttft_ms
+    sooner = local[0].forecast.ttft_ms <= cloud[0].forecast.ttft_ms
+    return sooner or _in_time(local[0], facts, target_ms)
 
 
 def _alternated(first: list[Weighed], other: list[Weighed], attempts_max: int) -> list[Weighed]:
@@ -125,7 +138,7 @@ def _why_local(
         return Reason.PINNED
     if facts.side is Site.LOCAL:
         return Reason.LOCAL_ASKED
-    if best.forecast.ttft_ms <= target_ms:
+    if _in_time(best, facts, target_ms):
         return Reason.LOCAL_FITS
     if not snapshot.cloud_enabled:
         return Reason.CLOUD_OFF

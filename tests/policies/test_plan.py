@@ -554,3 +554,16 @@ def test_more_money_never_turns_a_plan_into_a_refusal(
     rich = snapshot(*world.workers, clouds=world.clouds)
     if isinstance(decide(facts(), poor), Plan):
         assert isinstance(decide(facts(), rich), Plan)
+
+
+def test_a_free_slot_that_looks_slow_is_asked_all_the_same() -> None:
+    """Measured in a bad moment, and never measured again if nobody asked it."""
+    slow = worker(decode_tokens_per_s=0.1, prefill_tokens_per_s=0.1)
+    decision = decide(facts(), snapshot(slow, clouds=BOTH))
+    assert isinstance(decision, Plan)
+    assert (decision.attempts[0].site, decision.why.reason) == (Site.LOCAL, Reason.LOCAL_FITS)
+    hurried = decide(facts(deadline_ms=500), snapshot(slow, clouds=BOTH))
+    assert (hurried.why.reason, hurried.attempts[0].site) == (Reason.DEADLINE, Site.CLOUD)
+    queued = worker(decode_tokens_per_s=0.1, prefill_tokens_per_s=0.1, running=1, slots=1)
+    crowded = decide(facts(), snapshot(queued, clouds=BOTH))
+    assert (crowded.why.reason, crowded.attempts[0].site) == (Reason.POOL_FULL, Site.CLOUD)
