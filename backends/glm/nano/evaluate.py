@@ -9,7 +9,7 @@ import argparse
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,8 @@ class Case:
     picture_first: bool = True
     thinking: bool = False
     expected_thought: str = ""
+    things: int | None = None
+    """How many things the picture shows."""
     messages: list[Message] = field(default_factory=list)
     right: bool = True
 
@@ -54,20 +56,21 @@ def make_cases(pictures: int) -> list[Case]:
         picture, scene = draw_scene(f"evaluation {index}", size=rng.choice(SIZES))
         first = rng.random() < 0.8
         questions = questions_for(scene, rng, QUESTIONS)
-        cases += [Case(q.kind, [q], picture, first) for q in questions]
-        pair = follow_up(scene, rng)
-        if pair:
-            cases.append(Case("multi-turn", pair, picture, first))
-        if len(questions) > 2:
-            cases.append(Case("multi-turn", questions[:3], picture, first))
         asked = questions[-1]
         seen = thought(scene, asked.language)
-        cases.append(Case("thinking", [asked], picture, first, True, seen))
+        about = [Case(q.kind, [q], picture, first) for q in questions]
+        about.append(Case("thinking", [asked], picture, first, True, seen))
+        pair = follow_up(scene, rng)
+        if pair:
+            about.append(Case("multi-turn", pair, picture, first))
+        if len(questions) > 2:
+            about.append(Case("multi-turn", questions[:3], picture, first))
         if index % 4 == 0:
-            cases.append(Case("refusal", [refusal(rng)], picture, first))
+            about.append(Case("refusal", [refusal(rng)], picture, first))
             cases.append(Case("refusal", [refusal(rng)]))
             cases.append(Case("refusal", [no_picture(rng.choice(questions))]))
             cases.append(Case("small talk", [small_talk(rng, pick_language(rng))]))
+        cases += [replace(case, things=len(scene.things)) for case in about]
     return cases
 
 
@@ -97,18 +100,28 @@ def ask_batch(answerer: Answerer, cases: list[Case], number: int) -> None:
         case.messages.append({"role": "assistant", "content": text})
 
 
+COLUMNS = ("0 or 1 thing", "2 things", "3 or 4 things", EN, ZH, "all")
+
+
+def columns(case: Case) -> tuple[str, ...]:
+    """The columns of the table that a case counts for."""
+    shown = () if case.things is None else (COLUMNS[max(0, min(2, case.things - 1))],)
+    return (*shown, case.questions[0].language, "all")
+
+
 def table(cases: list[Case]) -> str:
-    """Markdown: share of right answers by kind and language."""
+    """Markdown: share of right answers by kind; by how much the picture shows; by language."""
     right, asked = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for case in cases:
-        for column in (case.questions[0].language, "all"):
+        for column in columns(case):
             asked[case.kind, column] += 1
             right[case.kind, column] += case.right
-    lines = ["| kind | English | Chinese | both | asked |", "|---|---|---|---|---|"]
-    for kind in dict.fromkeys(sorted(case.kind for case in cases)):
+    head = ("kind", *COLUMNS, "asked")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for kind in sorted({case.kind for case in cases}):
         shares = (
-            f"{right[kind, column] / asked[kind, column]:.2%}" if asked[kind, column] else "-"
-            for column in (EN, ZH, "all")
+            f"{right[kind, column] / asked[kind, column]:.1%}" if asked[kind, column] else "-"
+            for column in COLUMNS
         )
         lines.append(f"| {kind} | {' | '.join(shares)} | {asked[kind, 'all']} |")
     return "\n".join(lines)

@@ -43,7 +43,7 @@ class Settings:
     """Everything the weights depend on."""
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 3200
     pictures: int = 24
     """Pictures in one shard; a step sees SHARDS times as many."""
     see_steps: int = 1000

@@ -15,6 +15,10 @@ FILES = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja",
 }  # fmt: skip
+CLAIMED = {
+    "absent", "background", "colour", "count", "description", "position", "refusal", "shape",
+    "small talk",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +117,17 @@ def test_it_says_what_it_cannot_do(answerer):
 
 
 def test_a_small_evaluation(answerer):
-    """Bounds a little below the claims of EVALUATION.md: 100 pictures say only so much."""
-    cases = make_cases(100)
+    """The claims of EVALUATION.md, with bounds a little below: 100 pictures say only so much."""
+    cases = [
+        case
+        for case in make_cases(100)
+        if case.kind in CLAIMED and (case.things is None or case.things < 2)
+    ]
     ask_all(answerer, cases)
     right, asked = Counter[str](), Counter[str]()
     for case in cases:
         asked[case.kind] += 1
         right[case.kind] += case.right
+    assert set(asked) == CLAIMED
     for kind, count in asked.items():
-        bound = 0.92 if kind in ("shape", "colour", "count", "position") else 0.85
-        assert right[kind] >= bound * count - 1, (kind, right[kind], count)
+        assert right[kind] >= 0.95 * count - 1, (kind, right[kind], count)
