@@ -21,7 +21,8 @@ from gateway.tables import table
 HEAD = ("request", "route", "reason", "tokens", "cost CNY", "saved CNY", "answer")
 MODEL = "glm-4.6v"
 TIMEOUT_S = 120.0
-CROWD = 48  # callers at once: more than one worker can serve in two seconds
+TTFT_S = 0.5  # how long a caller of the tour waits for a first token before it overflows
+CROWD = 48  # callers at once: more than one worker can serve in TTFT_S
 SETTLED_S = 1.5  # for reports of the worker to arrive after a crowd has left
 
 
@@ -72,7 +73,7 @@ class Tour:
             self._fault("ServerOverloaded")
             self._show("8 the cloud is overloaded too", self._chat("What is it?", True))
         self._show("9 the cloud asked for by name", self._chat("Hello", model=f"cloud/{MODEL}"))
-        self._budget(1_000_000)
+        self._budget(1_000)  # a millionth of a yuan: less than any answer costs
         self._show("10 the same, no money left", self._chat("Hello", model=f"cloud/{MODEL}"))
         self._say(table(HEAD, self._rows, left=3))
 
