@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.output import Output
 from backends.glm.reasoning import Delta
-from backends.glm.types import Prompt, Sampling
+from backends.glm.types import Constraint, Drawn, Prompt, Sampling
 
 SLOTS = 1
 EWMA_WEIGHT = 0.3  # of the newest request: a few requests forget an unusual one
@@ -38,7 +38,7 @@ class Stepper(Protocol):
 
     kv_tokens: int
 
-    def next_token(self) -> int:
+    def next_token(self) -> Drawn:
         """One forward pass; the first one reads the prompt."""
         ...
 
@@ -46,7 +46,9 @@ class Stepper(Protocol):
 class Runner(Protocol):
     """The model."""
 
-    def open(self, prompt: Prompt, sampling: Sampling) -> Stepper:
+    def open(
+        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None = None
+    ) -> Stepper:
         """A request that has done no work yet."""
         ...
 
@@ -94,6 +96,7 @@ class Job:
     max_tokens: int
     output: Output
     emit: Callable[[Event], None]
+    constraint: Constraint | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -286,21 +289,23 @@ class Engine:
 
     def _generate(self, ticket: Ticket, job: Job) -> Finished | Failed:
         started_s = self._clock()
-        stepper = self._running[ticket] = self._runner.open(job.prompt, job.sampling)
+        stepper = self._running[ticket] = self._runner.open(
+            job.prompt, job.sampling, job.constraint
+        )
         first_s = started_s
         produced = 0
         reason: FinishReason | None = None
         while reason is None:
             if ticket.aborted:
                 return ABORTED
-            token_id = stepper.next_token()
+            drawn = stepper.next_token()
             produced += 1
             if produced == 1:
                 first_s = self._clock()
-            if token_id in job.stop_ids:
+            if drawn.token_id in job.stop_ids:
                 reason = "stop"
                 continue
-            deltas = job.output.push(token_id)
+            deltas = job.output.push(drawn)
             if job.output.stopped:
                 reason = "stop"
             elif produced >= job.max_tokens:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from backends.glm.detokenize import StopStrings, Utf8Stream
 from backends.glm.reasoning import Delta, ReasoningSplitter
-from backends.glm.types import Thinking
+from backends.glm.types import Drawn, Thinking
 
 
 class Output:
@@ -42,8 +42,9 @@ class Output:
         """Generated tokens that belong to the thought, without its markers."""
         return self._splitter.reasoning_tokens
 
-    def push(self, token_id: int) -> list[Delta]:
+    def push(self, drawn: Drawn) -> list[Delta]:
         """The text that this token makes certain; often none (half a character, held back text)."""
+        token_id = drawn.token_id
         if token_id == self._open_id:
             return self._filtered(self._splitter.push(self._utf8.flush()) + self._splitter.open())
         if token_id == self._close_id:

@@ -12,29 +12,37 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from backends.glm.sampling import Sampler
-from backends.glm.types import Prompt, Sampling
+from backends.glm.sampling import Sampler, pick_all
+from backends.glm.types import Constraint, Drawn, Prompt, Sampling
 
 
 class Generation:
     """One request's state on the device: its cache, its next position, its sampler."""
 
-    def __init__(self, runner: Runner, *, prompt: Prompt, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        prompt: Prompt,
+        sampling: Sampling,
+        constraint: Constraint | None,
+    ) -> None:
         self._runner = runner
         self._prompt: Prompt | None = prompt
-        self._sampler = Sampler(sampling, prompt.ids)
+        self._sampler = Sampler(sampling, prompt.ids, constraint)
         self._cache = DynamicCache(config=runner.model.config)
         self._rope_delta = 0
         self._last = 0
         self.kv_tokens = 0
 
-    def next_token(self) -> int:
+    def next_token(self) -> Drawn:
         """Run one step and draw a token. The first call reads the whole prompt."""
         with torch.inference_mode():
             logits = self._prefill(self._prompt) if self._prompt is not None else self._step()
             self._prompt = None  # the pixels of a large picture need not outlive its prefill
-            self._last = self._sampler.pick(logits)
-        return self._last
+            (drawn,) = pick_all([self._sampler], logits[None])
+        self._last = drawn.token_id
+        return drawn
 
     def _prefill(self, prompt: Prompt) -> Any:
         positions, self._rope_delta = self._runner.positions(prompt)
@@ -72,9 +80,11 @@ class Runner:
         self.model = model
         self.device = device
 
-    def open(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    def open(
+        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None = None
+    ) -> Generation:
         """A generation that has done no work yet."""
-        return Generation(self, prompt=prompt, sampling=sampling)
+        return Generation(self, prompt=prompt, sampling=sampling, constraint=constraint)
 
     def to_device(self, array: Any) -> Any:
         """A numpy array as a tensor on the model's device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,16 +45,44 @@ class Prompt:
         return np.asarray(np.asarray(self.ids) == self.image_token_id, dtype=np.int64)
 
 
+class Drawn(NamedTuple):
+    """A drawn token. `logprob` and `top`, the likeliest (id, log-probability) pairs in falling
+    order, are natural logarithms of the model's own distribution; None and () if not asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Constraint(Protocol):
+    """What one answer's tokens are held to, e.g. a JSON schema. Used from the engine's thread."""
+
+    def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Shape (V,) of the model's vocabulary: the tokens that may come next, at least one (a stop
+        id when nothing else is left). None: any."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """This token came next."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """How tokens are drawn. top_k 0 or -1: off; temperature 0 or top_k 1: greedy. The defaults are
-    OpenAI's; a checkpoint's generation_config.json replaces those it sets."""
+    OpenAI's; a checkpoint's generation_config.json replaces those it sets. `logit_bias`: (token id,
+    amount added to its logit); `logprobs`: how many of the likeliest to name, None: none at all."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
 
     def overridden(self, by: SamplingOverrides) -> Sampling:
         """These settings with the caller's own in front."""
@@ -66,6 +94,11 @@ class Sampling:
             temperature=first(by.temperature, self.temperature),
             top_p=first(by.top_p, self.top_p),
             top_k=first(by.top_k, self.top_k),
+            min_p=first(by.min_p, self.min_p),
             repetition_penalty=first(by.repetition_penalty, self.repetition_penalty),
+            frequency_penalty=by.frequency_penalty or 0.0,
+            presence_penalty=by.presence_penalty or 0.0,
             seed=by.seed,
+            logit_bias=by.logit_bias,
+            logprobs=by.logprobs,
         )

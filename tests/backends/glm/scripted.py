@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from backends.glm.types import Prompt, Sampling
+from backends.glm.types import Constraint, Drawn, Prompt, Sampling
 
 QUEUE_LIMIT = 2
 
@@ -24,7 +24,9 @@ class Script:
         assert self._gate is not None
         self._gate.release(steps)
 
-    def open(self, prompt: Prompt, sampling: Sampling) -> ScriptStepper:
+    def open(
+        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None = None
+    ) -> ScriptStepper:
         return ScriptStepper(self, len(prompt.ids))
 
     def step(self, index: int) -> int:
@@ -45,8 +47,8 @@ class ScriptStepper:
         self._index = 0
         self.kv_tokens = prompt_tokens
 
-    def next_token(self) -> int:
+    def next_token(self) -> Drawn:
         token_id = self._script.step(self._index)
         self._index += 1
         self.kv_tokens += 1
-        return token_id
+        return Drawn(token_id)

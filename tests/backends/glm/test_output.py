@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from backends.glm.output import Output
 from backends.glm.reasoning import Delta
-from backends.glm.types import Thinking
+from backends.glm.types import Drawn, Thinking
 
 # A toy vocabulary: ids 0..255 are bytes, two markers, and a control token without text.
 OPEN, CLOSE, HIDDEN = 256, 257, 258
@@ -23,7 +23,7 @@ def new(thinking: Thinking = "model", stops: tuple[str, ...] = (), close: int | 
 def run(output: Output, ids: list[int]) -> tuple[str, str]:
     deltas: list[Delta] = []
     for token_id in ids:
-        deltas += output.push(token_id)
+        deltas += output.push(Drawn(token_id))
         if output.stopped:
             break
     deltas += output.finish()
@@ -62,7 +62,7 @@ def test_half_a_character_at_the_end_or_before_a_marker() -> None:
 
 def test_without_a_closing_marker_in_the_vocabulary_all_is_answer() -> None:
     output = Output(bytes_of, think_ids=(None, None), thinking="model")
-    assert output.push(ord("a")) == [Delta("content", "a")]
+    assert output.push(Drawn(ord("a"))) == [Delta("content", "a")]
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.sampled_from([(), ("ab",), ("。", "\n\n")]))

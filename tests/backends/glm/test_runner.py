@@ -61,7 +61,7 @@ def reference(
 
 
 def tokens(generation: Generation, count: int = STEPS) -> list[int]:
-    return [generation.next_token() for _ in range(count)]
+    return [generation.next_token().token_id for _ in range(count)]
 
 
 CASES: list[tuple[str, list[tuple[int, int]]]] = [
@@ -97,7 +97,7 @@ def test_interleaved_generations_do_not_share_positions(checkpoint: Checkpoint) 
     mixed: list[list[int]] = [[], []]
     for _ in range(STEPS):
         for index, generation in enumerate(both):
-            mixed[index].append(generation.next_token())
+            mixed[index].append(generation.next_token().token_id)
     assert mixed == alone
 
 
