@@ -143,14 +143,21 @@ class _Run:
         return Result(wall_s, sorted(self._whole), sorted(self._first))
 
 
-async def drive(url: str, sent: bytes, *, connections: int, requests: int) -> Result:
-    """Sends `requests` over `connections`. Raises RuntimeError for any answer that is not 200."""
+async def drive(
+    url: str, sent: bytes, *, connections: int, requests: int, spread_s: float = 0.0
+) -> Result:
+    """Sends `requests` over `connections`, which begin one after the other over `spread_s` seconds.
+
+    Raises RuntimeError for any answer that is not 200.
+    """
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     run = _Run(requests, connections)
     began = time.perf_counter()
     for _ in range(connections):
         await loop.create_connection(lambda: _Caller(sent, run), parts.hostname, parts.port)
+        if spread_s:
+            await asyncio.sleep(spread_s / connections)
     async with asyncio.timeout(TIMEOUT_S):
         await run.over
     return run.result(time.perf_counter() - began)
