@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from backends.glm.deltas import Delta
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.output import Output
-from backends.glm.reasoning import Delta
 from backends.glm.types import Constraint, Drawn, Prompt, Sampling
 
 SLOTS = 1
@@ -63,7 +63,8 @@ class Progress:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """The last event of a good generation. `completion_tokens` counts every generated token, the
-    stop token too; times are milliseconds, queue and first token counted from admission."""
+    stop token too; `cached_tokens` those of the prompt that were not read again; times are
+    milliseconds, queue and first token counted from admission."""
 
     deltas: list[Delta]
     reason: FinishReason
@@ -72,6 +73,7 @@ class Finished:
     queue_ms: int
     ttft_ms: int
     slot_ms: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +322,7 @@ class Engine:
             decode_s=ended_s - first_s,
         )
         return Finished(
-            deltas=job.output.finish(),
+            deltas=job.output.finish(cut=reason == "length"),
             reason=reason,
             completion_tokens=produced,
             reasoning_tokens=job.output.reasoning_tokens,

@@ -26,7 +26,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 IMAGE_BYTES_MAX = 20 * 1024 * 1024  # OpenAI's and most engines' limit for one picture
 IMAGE_PIXELS_MAX = 36_000_000  # 108 MB as RGB; a 6000 x 6000 scan still passes
 IMAGE_ASPECT_MAX = 200  # GLM's own processor refuses more
-IMAGES_MAX = 64  # a bound on work per request; the context ends most requests earlier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ about is refused here, with the file's name and what to do.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ from transformers import (
 )
 
 from backends.glm.files import LoadError, check_files
+from backends.glm.grammar import Grammars
 from backends.glm.images import Vision
+from backends.glm.limits import Limits
+from backends.glm.prepare import Preparer
 from backends.glm.prompt import PromptBuilder
 from backends.glm.tokenizer import GlmTokenizer, UnsupportedTokenizer
 from backends.glm.types import Sampling
@@ -36,9 +40,20 @@ class Checkpoint:
     device: Any
     tokenizer: GlmTokenizer
     prompts: PromptBuilder
+    grammars: Grammars
     stop_ids: frozenset[int]
     sampling: Sampling
     max_model_len: int
+
+    def preparer(self, limits: Limits) -> Preparer:
+        """What requests are prepared with."""
+        return Preparer(
+            prompts=dataclasses.replace(self.prompts, images_max=limits.images_max),
+            grammars=self.grammars,
+            stop_ids=self.stop_ids,
+            sampling=self.sampling,
+            limits=limits,
+        )
 
 
 def load_checkpoint(
@@ -63,6 +78,8 @@ def load_checkpoint(
     limit = _context(config, max_model_len)
     image_token_id = _image_token_id(config, tokenizer)
     generation = _generation_config(path)
+    stop_ids = _stop_ids(generation, config, fast)
+    width = int(config.get_text_config().vocab_size)
     model = _read(
         path,
         "the weights",
@@ -83,7 +100,8 @@ def load_checkpoint(
             image_token_id=image_token_id,
             max_model_len=limit,
         ),
-        stop_ids=_stop_ids(generation, config, fast),
+        grammars=Grammars(tokenizer, width=width, stop_ids=stop_ids),
+        stop_ids=stop_ids,
         sampling=_sampling(generation),
         max_model_len=limit,
     )

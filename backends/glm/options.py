@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.glm.limits import CHOICES_MAX, IMAGES_MAX, Limits
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
 
@@ -51,6 +52,7 @@ class Options:
     worker: str
     names: tuple[str, ...]
     max_model_len: int | None
+    limits: Limits
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -76,6 +78,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         worker=worker,
         names=tuple(names),
         max_model_len=given.max_model_len,
+        limits=Limits(choices_max=given.max_choices, images_max=given.max_images),
     )
 
 
@@ -126,6 +129,21 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least(2),
         metavar="N",
         help="lower the context (prompt + answer tokens) below the checkpoint's own limit",
+    )
+    add(
+        "--max-choices",
+        type=_at_least(1),
+        default=CHOICES_MAX,
+        metavar="N",
+        help="answers to one request (`n`), each in a slot of its own; a request for more is "
+        "refused with 400 (default: %(default)s)",
+    )
+    add(
+        "--max-images",
+        type=_at_least(0),
+        default=IMAGES_MAX,
+        metavar="N",
+        help="pictures in one request; one with more is refused with 400 (default: %(default)s)",
     )
     return parser
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends.glm.errors import WorkerError, bad_request
+from backends.glm.errors import bad_request
 from backends.glm.images import (
-    IMAGES_MAX,
     Vision,
     decode_picture,
     open_picture,
 )
-from backends.glm.protocol import ChatRequest, ImagePart, Message
+from backends.glm.limits import IMAGES_MAX
+from backends.glm.messages import ImagePart, Message, TextPart
+from backends.glm.protocol import ChatRequest
 from backends.glm.tokenizer import THINK_CLOSE, THINK_OPEN, GlmTokenizer, Guard, strings_of
 from backends.glm.types import Prompt, Thinking
 
@@ -31,17 +32,18 @@ class PromptBuilder:
     vision: Vision
     image_token_id: int
     max_model_len: int
+    images_max: int = IMAGES_MAX
 
     def build(self, chat: ChatRequest) -> Prompt:
         """Render, check the context, decode the pictures, expand their places.
 
         Raises: WorkerError 400 (`invalid_image*`, `context_length_exceeded`, `invalid_prompt`).
         """
-        opened = [(open_picture(url, where), where) for url, where in _image_urls(chat)]
+        opened = [(open_picture(url, where), where) for url, where in self._image_urls(chat)]
         # Checked from the headers, so that an impossible request costs no decoding.
         sizes = [picture.size for picture, _ in opened]
         self.check_length(sum(self.vision.tokens(width=w, height=h) for w, h in sizes))
-        ids = self._render(chat)
+        ids, begun = self._render(chat)
         pixels = None
         if ids.count(self.image_token_id) != len(opened):
             raise bad_request(
@@ -58,6 +60,7 @@ class PromptBuilder:
             image_token_id=self.image_token_id,
             pixels=pixels,
             thinking=self._thinking(ids),
+            begun_tokens=begun,
         )
 
     def check_length(self, prompt_tokens: int) -> None:
@@ -70,25 +73,66 @@ class PromptBuilder:
                 code="context_length_exceeded",
             )
 
-    def _render(self, chat: ChatRequest) -> list[int]:
+    def _image_urls(self, chat: ChatRequest) -> list[tuple[str, str]]:
+        """Each picture's URL and the field it stands in, in the order of the prompt."""
+        found = [
+            (part.url, f"messages[{i}].content[{j}].image_url")
+            for i, message in enumerate(chat.messages)
+            for j, part in enumerate(message.parts)
+            if isinstance(part, ImagePart)
+        ]
+        if len(found) > self.images_max:
+            raise bad_request(
+                f"At most {self.images_max} pictures are read per request; this one has "
+                f"{len(found)}.",
+                param="messages",
+                code="too_many_images",
+            )
+        return found
+
+    def _render(self, chat: ChatRequest) -> tuple[list[int], int]:
+        """The prompt's ids, and how many at its end are the beginning of the answer."""
         messages = [_template_message(message) for message in chat.messages]
-        tools = list(chat.tools) or None
-        guard = self._guard(messages, tools)
+        field, begun = "content", ""
+        if chat.continues:
+            field, begun = _beginning(chat)
+            messages[-1] = {**messages[-1], field: ""}
+        tools = [tool.spec for tool in chat.tools.offered] or None
+        guard = self._guard([*messages, {"begun": begun}], tools)
         variables: dict[str, Any] = {}
         if chat.enable_thinking is not None:  # absent: the template's own default
             variables["enable_thinking"] = chat.enable_thinking
         try:
             hidden = [_hide_message(guard, message) for message in messages]
-            rendered = self.tokenizer.render(hidden, tools=guard.hide(tools), variables=variables)
+            if chat.continues:
+                hidden[-1][field] = guard.mark
+            rendered = self.tokenizer.render(
+                hidden,
+                tools=guard.hide(tools),
+                variables=variables,
+                add_generation_prompt=not chat.continues,
+            )
         except Exception as error:  # a template may raise anything about a chat it does not like
             raise bad_request(
                 f"The model's chat template refused these messages ({type(error).__name__}).",
                 param="messages",
                 code="invalid_prompt",
             ) from None
-        return self.tokenizer.encode(rendered, guard.reveal)
+        if not chat.continues:
+            return self.tokenizer.encode(rendered, guard.reveal), 0
+        # Cut where the answer's text stands and put it back as it was sent: a template strips it
+        # of the space that its next word needs.
+        head, found, _ = rendered.rpartition(guard.mark)
+        if not found:
+            raise bad_request(
+                "The model's chat template has no place for a last message that is continued.",
+                param="messages",
+                code="invalid_prompt",
+            )
+        tail = self.tokenizer.encode_plain(begun)
+        return self.tokenizer.encode(head, guard.reveal) + tail, len(tail)
 
-    def _guard(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> Guard:
+    def _guard(self, messages: list[Any], tools: list[Any] | None) -> Guard:
         try:
             return Guard(self.tokenizer.guarded, [*strings_of(messages), *strings_of(tools)])
         except ValueError:
@@ -108,28 +152,6 @@ class PromptBuilder:
             if token_id in (opened, closed):
                 return "open" if token_id == opened else "closed"
         return "model"
-
-
-def _image_urls(chat: ChatRequest) -> list[tuple[str, str]]:
-    """Each picture's URL and the field it stands in, in the order of the prompt."""
-    found = [
-        (part.url, f"messages[{i}].content[{j}].image_url")
-        for i, message in enumerate(chat.messages)
-        for j, part in enumerate(message.parts)
-        if isinstance(part, ImagePart)
-    ]
-    if len(found) > IMAGES_MAX:
-        raise too_many_images()
-    return found
-
-
-def too_many_images() -> WorkerError:
-    """The 400 of a request with more than IMAGES_MAX pictures."""
-    return bad_request(
-        f"At most {IMAGES_MAX} pictures are read per request.",
-        param="messages",
-        code="too_many_images",
-    )
 
 
 def _template_message(message: Message) -> dict[str, Any]:
@@ -152,6 +174,24 @@ def _template_message(message: Message) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     return made
+
+
+def _beginning(chat: ChatRequest) -> tuple[str, str]:
+    """The field of the last message that is continued, and its text. A message that only thinks so
+    far goes on thinking.
+
+    Raises: WorkerError 400 if it holds more than text.
+    """
+    last = chat.messages[-1]
+    if not last.parts and last.reasoning:
+        return "reasoning_content", last.reasoning
+    texts = [part.text for part in last.parts if isinstance(part, TextPart)]
+    if len(texts) < len(last.parts):
+        raise bad_request(
+            "A last message that is continued must be text.",
+            param=f"messages[{len(chat.messages) - 1}].content",
+        )
+    return "content", "".join(texts)
 
 
 def _hide_message(guard: Guard, message: dict[str, Any]) -> dict[str, Any]:

@@ -1,26 +1,64 @@
 """The request side of the OpenAI chat dialect: JSON bytes -> a checked `ChatRequest`.
 
-Pure: no model, no tokenizer, no clock. Unknown fields are ignored, as OpenAI-compatible engines do,
-so that a client's extra fields never break a call; a known field with a wrong value is refused with
-the name of the field, because a silently dropped limit is worse than an error.
+Pure: no model, no tokenizer, no clock. A known field with a wrong value is refused with the name of
+the field, and so is one that changes the answer and that this worker does not honour: a silently
+dropped limit is worse than an error. Fields that change nothing about the answer (`user`, `store`,
+`metadata`) and those of other dialects that nobody knows are ignored, as engines of this kind do.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
 
 from backends.glm.errors import WorkerError, bad_request
+from backends.glm.forms import Form, StructuredOutputs, Tools, read_form, read_tools
+from backends.glm.messages import Message, WireMessage, read_message
 
 STOP_STRINGS_MAX = 4  # OpenAI's limit for `stop`
+STOP_CHARS_MAX = 1000  # of one: the end of the text is compared with it at every token
+STOP_IDS_MAX = 64
+LOGIT_BIAS_MAX = 1024  # entries; OpenAI's own limit is about 300
+LOGIT_BIAS_ABS_MAX = 100.0  # OpenAI's: enough to forbid or to force a token
+TOP_LOGPROBS_MAX = 20  # OpenAI's
 DEFAULT_MAX_TOKENS = 1024  # a full answer with some thinking; a runaway one ends within a minute
 TEMPERATURE_MAX = 2.0  # OpenAI's range; above it the text is noise
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1  # what JSON integers of the SDKs and torch both accept
-TOP_LOGPROBS_OFF = (None, 0)
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-Role = Literal["system", "developer", "user", "assistant", "tool"]
+# GLM thinks or it does not: the lowest efforts switch it off, as Ark does with the same names.
+_EFFORTS = {"none": False, "minimal": False} | dict.fromkeys(
+    ("low", "medium", "high", "xhigh", "max"), True
+)
+
+# Fields of this and of neighbouring dialects that change the answer and are not honoured here.
+_REFUSED = {
+    "functions": "use `tools`",
+    "function_call": "use `tool_choice`",
+    "audio": "this model writes text",
+    "web_search_options": "this worker searches nothing",
+    "prompt_logprobs": "only the answer's `logprobs` are given",
+    "echo": "the prompt is not repeated",
+    "best_of": "use `n` and choose",
+    "use_beam_search": "tokens are drawn one after the other",
+    "length_penalty": "it belongs to beam search",
+    "min_tokens": "leave it out",
+    "bad_words": "use `logit_bias`",
+    "allowed_token_ids": "use `structured_outputs`",
+    "truncate_prompt_tokens": "shorten the messages",
+    "thinking_token_budget": "use `max_tokens`, or `reasoning_effort` none",
+    "include_stop_str_in_output": "the stop string is never part of the answer",
+    "guided_json": "use `structured_outputs.json` or `response_format`",
+    "guided_regex": "use `structured_outputs.regex`",
+    "guided_choice": "use `structured_outputs.choice`",
+    "guided_grammar": "use a JSON Schema or a regex",
+    "regex": "use `structured_outputs.regex`",
+    "ebnf": "use a JSON Schema or a regex",
+    "chat_template": "the checkpoint's own template is used",
+    "documents": "put them into the messages",
+    "lora_path": "name the adapter in `model`",
+}
 
 
 class _StreamOptions(msgspec.Struct):
@@ -31,80 +69,48 @@ class _Thinking(msgspec.Struct):
     type: Literal["enabled", "disabled", "auto"] | None = None
 
 
-class _FunctionCall(msgspec.Struct):
-    name: str
-    arguments: str | dict[str, Any] = ""
-
-
-class _ToolCall(msgspec.Struct):
-    function: _FunctionCall
-    id: str | None = None
-    type: str = "function"
-
-
-class _Message(msgspec.Struct):
-    role: Role
-    content: str | list[dict[str, Any]] | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    tool_call_id: str | None = None
-
-
-class _Body(msgspec.Struct):
-    """The fields this worker reads; everything else in the body is ignored."""
+class _Fields(msgspec.Struct):
+    """The fields that this worker reads."""
 
     model: str
-    messages: list[_Message]
+    messages: list[WireMessage]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
-    n: int | None = None
+    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    n: int | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thinking: _Thinking | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    modalities: list[str] | None = None
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call the assistant made in an earlier turn; arguments are decoded from their JSON text."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class TextPart(msgspec.Struct, frozen=True):
-    """Text of a message."""
-
-    text: str
-
-
-class ImagePart(msgspec.Struct, frozen=True):
-    """A picture of a message: the `url` as sent (only data URLs are accepted later on)."""
-
-    url: str
-
-
-Part = TextPart | ImagePart
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. `role` is one that GLM's chat template knows (`developer` became `system`)."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    parts: tuple[Part, ...]
-    reasoning: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+_Body = msgspec.defstruct(
+    "_Body",
+    [(name, Any, None) for name in _REFUSED],
+    bases=(_Fields,),
+)
 
 
 class SamplingOverrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,26 +129,35 @@ class SamplingOverrides(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat request that has passed every check that needs no model."""
+    """A chat request that has passed every check that needs no model.
+
+    `n`: answers wanted; `stop_ids`: further token ids that end an answer; `ignore_eos`: the
+    checkpoint's own do not; `continues`: the last message is the assistant's and is written on.
+    """
 
     model: str
     messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: Tools = Tools()
+    form: Form | None = None
     stream: bool = False
     include_usage: bool = False
+    n: int = 1
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     sampling: SamplingOverrides = SamplingOverrides()
     enable_thinking: bool | None = None
+    continues: bool = False
 
 
-_decoder = msgspec.json.Decoder(_Body)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
 
 
 def parse_chat(raw: bytes) -> ChatRequest:
     """Decode and check a request body.
 
-    Raises: WorkerError 400 that names the field, also for what this worker cannot do yet.
+    Raises: WorkerError 400 that names the field, also for what this worker does not do.
     """
     try:
         body = _decoder.decode(raw)
@@ -154,16 +169,24 @@ def parse_chat(raw: bytes) -> ChatRequest:
     _refuse_unsupported(body)
     if not body.messages:
         raise bad_request("`messages` must not be empty.", param="messages")
+    messages = tuple(read_message(m, f"messages[{i}]") for i, m in enumerate(body.messages))
+    if body.n is not None and body.n < 1:
+        raise bad_request("`n` must be at least 1.", param="n")
     return ChatRequest(
         model=body.model,
-        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(body.messages)),
-        tools=_tools(body),
+        messages=messages,
+        tools=read_tools(body.tools, body.tool_choice, body.parallel_tool_calls),
+        form=read_form(body.response_format, body.structured_outputs),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        n=body.n or 1,
         max_tokens=_max_tokens(body),
         stop=_stop(body.stop),
+        stop_ids=_stop_ids(body.stop_token_ids),
+        ignore_eos=bool(body.ignore_eos),
         sampling=_sampling(body),
         enable_thinking=_enable_thinking(body),
+        continues=_continues(body, messages),
     )
 
 
@@ -173,34 +196,19 @@ def _path_of(text: str) -> str | None:
     return (tail.rstrip("`").lstrip(".") or None) if found else None
 
 
-def _unsupported(what: str, param: str) -> WorkerError:
-    return bad_request(
-        f"{what} is not supported yet by this worker.", param=param, code="unsupported_parameter"
-    )
+def _refuse_unsupported(body: Any) -> None:
+    for name, remedy in _REFUSED.items():
+        if getattr(body, name) not in (None, False):
+            raise _unsupported(f"`{name}` is not supported by this worker: {remedy}.", name)
+    if body.modalities not in (None, [], ["text"]):
+        raise _unsupported('`modalities` must be ["text"].', "modalities")
 
 
-def _refuse_unsupported(body: _Body) -> None:
-    if body.n not in (None, 1):
-        raise _unsupported("`n` other than 1", "n")
-    if body.logprobs or body.top_logprobs not in TOP_LOGPROBS_OFF:
-        raise _unsupported("`logprobs`", "logprobs")
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise _unsupported("`response_format` other than text", "response_format")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise _unsupported("`tool_choice` other than auto and none", "tool_choice")
+def _unsupported(message: str, param: str) -> WorkerError:
+    return bad_request(message, param=param, code="unsupported_parameter")
 
 
-def _tools(body: _Body) -> tuple[dict[str, Any], ...]:
-    if not body.tools or body.tool_choice == "none":
-        return ()
-    for index, tool in enumerate(body.tools):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise bad_request("A tool needs `function.name`.", param=f"tools[{index}]")
-    return tuple(body.tools)
-
-
-def _max_tokens(body: _Body) -> int | None:
+def _max_tokens(body: _Fields) -> int | None:
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     value = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if value is not None and value < 1:
@@ -212,12 +220,22 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > STOP_STRINGS_MAX:
         raise bad_request(f"`stop` takes at most {STOP_STRINGS_MAX} strings.", param="stop")
-    if not all(strings):
-        raise bad_request("`stop` must not contain an empty string.", param="stop")
+    if not all(0 < len(text) <= STOP_CHARS_MAX for text in strings):
+        raise bad_request(
+            f"`stop` takes strings of 1 to {STOP_CHARS_MAX} characters.", param="stop"
+        )
     return strings
 
 
-def _sampling(body: _Body) -> SamplingOverrides:
+def _stop_ids(ids: list[int] | None) -> tuple[int, ...]:
+    if len(ids or ()) > STOP_IDS_MAX or any(token_id < 0 for token_id in ids or ()):
+        raise bad_request(
+            f"`stop_token_ids` takes at most {STOP_IDS_MAX} token ids.", param="stop_token_ids"
+        )
+    return tuple(ids or ())
+
+
+def _sampling(body: _Fields) -> SamplingOverrides:
     def within(name: str, low: float, high: float, value: float | None) -> None:
         if value is not None and not low <= value <= high:  # refuses NaN as well
             raise bad_request(f"`{name}` must be between {low} and {high}.", param=name)
@@ -225,103 +243,100 @@ def _sampling(body: _Body) -> SamplingOverrides:
     within("temperature", 0.0, TEMPERATURE_MAX, body.temperature)
     within("top_p", 0.0, 1.0, body.top_p)
     within("top_k", -1, 2**31, body.top_k)
+    within("min_p", 0.0, 1.0, body.min_p)
     within("repetition_penalty", 0.01, 10.0, body.repetition_penalty)
+    within("frequency_penalty", -2.0, 2.0, body.frequency_penalty)
+    within("presence_penalty", -2.0, 2.0, body.presence_penalty)
     within("seed", SEED_MIN, SEED_MAX, body.seed)
+    within("top_logprobs", 0, TOP_LOGPROBS_MAX, body.top_logprobs)
+    if body.top_logprobs and not body.logprobs:
+        raise bad_request("`top_logprobs` needs `logprobs`: true.", param="top_logprobs")
     return SamplingOverrides(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
+        min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
         seed=body.seed,
+        logit_bias=_logit_bias(body.logit_bias or {}),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
-def _enable_thinking(body: _Body) -> bool | None:
+def _logit_bias(wanted: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    """JSON has no integer keys: the token ids are the decimal texts of them."""
+    if len(wanted) > LOGIT_BIAS_MAX:
+        raise bad_request(f"`logit_bias` takes at most {LOGIT_BIAS_MAX} tokens.",
+                          param="logit_bias")  # fmt: skip
+    for key, bias in wanted.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 9):
+            raise bad_request("`logit_bias` maps token ids to numbers.", param="logit_bias")
+        if not (math.isfinite(bias) and abs(bias) <= LOGIT_BIAS_ABS_MAX):
+            raise bad_request(
+                f"`logit_bias` must be between -{LOGIT_BIAS_ABS_MAX:g} and {LOGIT_BIAS_ABS_MAX:g}.",
+                param=f"logit_bias.{key}",
+            )
+    return tuple((int(key), bias) for key, bias in wanted.items())
+
+
+def _enable_thinking(body: _Fields) -> bool | None:
     """The thinking switch; the most specific spelling wins, None leaves it to the template."""
     kwargs = body.chat_template_kwargs or {}
-    flag = kwargs.get("enable_thinking")
-    if flag is not None:
+    for name, flag in kwargs.items():
+        param = f"chat_template_kwargs.{name[:64]}"
+        if name != "enable_thinking":
+            raise _unsupported(
+                "`chat_template_kwargs` takes `enable_thinking`; nothing else is handed to the "
+                "template.",
+                param,
+            )
         if not isinstance(flag, bool):
-            name = "chat_template_kwargs.enable_thinking"
-            raise bad_request(f"`{name}` must be true or false.", param=name)
-        return flag
+            raise bad_request(f"`{param}` must be true or false.", param=param)
+    if "enable_thinking" in kwargs:
+        return bool(kwargs["enable_thinking"])
     if body.thinking is not None and body.thinking.type in ("enabled", "disabled"):
         return body.thinking.type == "enabled"
-    if body.reasoning_effort is not None:
-        return body.reasoning_effort != "none"
-    return None
-
-
-def _message(message: _Message, where: str) -> Message:
-    reasoning, parts = message.reasoning_content, _parts(message.content, where)
-    if message.role == "assistant" and reasoning is None:
-        reasoning, parts = _split_thought(parts)
-    calls = tuple(
-        ToolCall(
-            name=call.function.name,
-            arguments=_arguments(call.function.arguments, f"{where}.tool_calls[{i}]"),
-        )
-        for i, call in enumerate(message.tool_calls or ())
-    )
-    if not parts and not calls and message.role != "assistant":
-        raise bad_request("A message needs `content`.", param=f"{where}.content")
-    role = "system" if message.role == "developer" else message.role
-    return Message(role=role, parts=parts, reasoning=reasoning, tool_calls=calls)
-
-
-def _parts(content: str | list[dict[str, Any]] | None, where: str) -> tuple[Part, ...]:
-    if content is None:
-        return ()
-    if isinstance(content, str):
-        return (TextPart(content),)
-    return tuple(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
-
-
-def _part(part: dict[str, Any], where: str) -> Part:
-    match part.get("type"):
-        case "text":
-            text = part.get("text")
-            if not isinstance(text, str):
-                raise bad_request("A text part needs `text`.", param=f"{where}.text")
-            return TextPart(text)
-        case "image_url":
-            image = part.get("image_url")
-            url = image.get("url") if isinstance(image, dict) else image
-            if not isinstance(url, str):
-                raise bad_request("An image part needs `image_url.url`.", param=where)
-            return ImagePart(url)
-        case _:
-            raise bad_request(
-                "Content parts must be of type text or image_url.",
-                param=f"{where}.type",
-                code="invalid_content_part",
-            )
-
-
-def _split_thought(parts: tuple[Part, ...]) -> tuple[str | None, tuple[Part, ...]]:
-    """Take a thought out of an assistant turn that a client sent back unsplit.
-
-    GLM's template does this itself by looking for `</think>` in the content. It cannot here,
-    because control literals in content are neutralised before it sees them.
-    """
-    if len(parts) != 1 or not isinstance(parts[0], TextPart):
-        return None, parts
-    thought, found, answer = parts[0].text.partition("</think>")
-    if not found:
-        return None, parts
-    return thought.replace("<think>", "", 1).strip("\n"), (TextPart(answer.lstrip("\n")),)
-
-
-def _arguments(arguments: str | dict[str, Any], where: str) -> dict[str, Any]:
-    """OpenAI sends arguments as JSON text; GLM's template iterates over a dict."""
-    if isinstance(arguments, dict):
-        return arguments
-    try:
-        value = msgspec.json.decode(arguments) if arguments.strip() else {}
-    except (msgspec.DecodeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    if body.reasoning_effort is None:
+        return None
+    if body.reasoning_effort not in _EFFORTS:
         raise bad_request(
-            "Tool call arguments must be a JSON object.", param=f"{where}.function.arguments"
+            f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}.", param="reasoning_effort"
         )
-    return value
+    return _EFFORTS[body.reasoning_effort]
+
+
+def _continues(body: _Fields, messages: tuple[Message, ...]) -> bool:
+    """Whether the last message is the beginning of the answer. One of the assistant is, unless the
+    caller says otherwise in vLLM's words."""
+    last = messages[-1]
+    wanted = body.continue_final_message
+    if wanted and body.add_generation_prompt:
+        raise bad_request(
+            "`continue_final_message` and `add_generation_prompt` exclude each other.",
+            param="continue_final_message",
+        )
+    if body.add_generation_prompt is False and not wanted and last.role != "assistant":
+        raise bad_request(
+            "`add_generation_prompt` false is for a last message that is continued.",
+            param="add_generation_prompt",
+        )
+    if wanted and last.role != "assistant":
+        raise bad_request(
+            "`continue_final_message` needs a last message of role assistant.",
+            param="continue_final_message",
+        )
+    if (
+        last.role != "assistant"
+        or wanted is False
+        or (wanted is None and body.add_generation_prompt)
+    ):
+        return False
+    where = f"messages[{len(messages) - 1}]"
+    if last.tool_calls:
+        raise bad_request(
+            "A message with `tool_calls` cannot be continued: add the tool's answer.",
+            param=f"{where}.tool_calls",
+        )
+    return True

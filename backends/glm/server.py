@@ -17,14 +17,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from backends.glm.engine import Event, Failed, Finished, Progress
+from backends.glm.choices import Choice, Naming
+from backends.glm.engine import Failed, Finished, Progress
 from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
-from backends.glm.replies import DONE, ReplyHead, collect, sse
+from backends.glm.replies import DONE, ReplyHead, sse, timings
 from backends.glm.report import LoadReporter
 from backends.glm.service import Conversation, Service
 
 BODY_BYTES_MAX = 64 * 1024 * 1024  # two pictures of the largest size as base64, and some text
 LOAD_HEADER = "x-yuzui-load"
+# What a request may need beyond text, in the words of `policies.types.Capability`, and reasoning.
+CAPABILITIES = ("vision", "reasoning", "tools", "structured", "logprobs", "choices")
 _STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
 _SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
@@ -113,7 +116,7 @@ async def _models(request: web.Request) -> web.Response:
         "created": 0,
         "owned_by": "yuzui",
         "max_model_len": service.serving.prompts.max_model_len,
-        "capabilities": ["vision", "reasoning"],
+        "capabilities": list(CAPABILITIES),
         "aliases": list(service.names[1:]),
     }
     return _json({"object": "list", "data": [model]})
@@ -135,14 +138,15 @@ async def _chat(request: web.Request) -> web.StreamResponse:
     async with request.app[_SERVICE].converse(raw) as talk:
         headers = {LOAD_HEADER: request.app[_REPORTER].header()}
         head = ReplyHead(
-            reply_id=f"chatcmpl-{uuid.uuid4().hex}",
+            naming=Naming(reply_id=f"chatcmpl-{uuid.uuid4().hex}", spelled=talk.spelled),
             created_s=int(time.time()),
             model=talk.request.model,
+            logprobs=talk.request.sampling.logprobs is not None,
         )
         try:
             if not talk.request.stream:
                 return _json(await _whole(talk, head), headers=headers)
-            first = _checked(await talk.events.get())  # a failure so far still has a status
+            first = await _next(talk)  # a failure so far still has a status
             response = web.StreamResponse(headers={**headers, **_STREAM_HEADERS})
             await response.prepare(request)
             await _relay(talk, head, first=first, response=response)
@@ -153,63 +157,74 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 
 async def _whole(talk: Conversation, head: ReplyHead) -> dict[str, Any]:
-    text: dict[str, str] = {}
-    while True:
-        event = _checked(await talk.events.get())
-        collect(text, event.deltas)
+    choices = [Choice(index) for index in range(talk.request.n)]
+    ends: dict[int, Finished] = {}
+    while len(ends) < len(choices):
+        index, event = await _next(talk)
+        choices[index].take(event.deltas)
         if isinstance(event, Finished):
-            _log_end(talk, event)
-            return head.completion(text, prompt=talk.prompt, end=event)
+            ends[index] = event
+    ordered = [ends[choice.index] for choice in choices]
+    _log_end(talk, ordered)
+    return head.completion(choices, ordered, talk.prompt)
 
 
 async def _relay(
     talk: Conversation,
     head: ReplyHead,
     *,
-    first: Progress | Finished,
+    first: tuple[int, Progress | Finished],
     response: web.StreamResponse,
 ) -> None:
     """Write the stream. A stream that breaks ends with an error and without [DONE], because the
     end of a broken stream must not look like the end of an answer."""
-    event, start = first, sse(head.role_chunk())
+    ends: dict[int, Finished] = {}
+    called: set[int] = set()
+    event: Progress | Finished
+    index, event = first
+    text = b"".join(sse(head.role_chunk(choice)) for choice in range(talk.request.n))
     while True:
-        text = start + b"".join(sse(head.delta_chunk(delta)) for delta in event.deltas)
-        start = b""
+        text += b"".join(sse(head.delta_chunk(index, delta)) for delta in event.deltas)
+        if any(delta.channel == "call" for delta in event.deltas):
+            called.add(index)
         if isinstance(event, Finished):
-            break
+            ends[index] = event
+            text += sse(head.finish_chunk(index, event, called=index in called))
+            if len(ends) == talk.request.n:
+                break
         if text:
             await response.write(text)
         try:
-            event = _checked(await talk.events.get())
+            index, event = await _next(talk)
         except WorkerError as error:
             await response.write(sse(error.body()))
             return
-    _log_end(talk, event)
-    text += sse(head.finish_chunk(event))
+        text = b""
+    ordered = [ends[choice] for choice in range(talk.request.n)]
+    _log_end(talk, ordered)
     if talk.request.include_usage:
-        text += sse(head.usage_chunk(talk.prompt, event))
+        text += sse(head.usage_chunk(talk.prompt, ordered))
     await response.write(text + DONE)
 
 
-def _checked(event: Event) -> Progress | Finished:
-    """The event, unless it is a failure. Raises: WorkerError 500 or 503."""
+async def _next(talk: Conversation) -> tuple[int, Progress | Finished]:
+    """The next event and whose it is, unless it is a failure. Raises: WorkerError 500 or 503."""
+    choice, event = await talk.events.get()
     if not isinstance(event, Failed):
-        return event
+        return choice, event
     if event.aborted:  # the caller's own abort is never read, so the worker is being stopped
         raise WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
     _log.error("engine_failure", detail=event.detail[:300])
     raise engine_failure("The engine failed on this request.")
 
 
-def _log_end(talk: Conversation, end: Finished) -> None:
+def _log_end(talk: Conversation, ends: list[Finished]) -> None:
     _log.info(
         "chat",
         stream=talk.request.stream,
-        finish=end.reason,
+        finish=",".join(end.reason for end in ends),
         prompt_tokens=len(talk.prompt.ids),
         image_tokens=talk.prompt.image_tokens,
-        completion_tokens=end.completion_tokens,
-        queue_ms=end.queue_ms,
-        ttft_ms=end.ttft_ms,
-        slot_ms=end.slot_ms,
+        completion_tokens=sum(end.completion_tokens for end in ends),
+        **timings(ends),
     )

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from backends.glm.engine import Engine, Event, Job
-from backends.glm.errors import WorkerError, WorkerUnavailable
-from backends.glm.output import Output
+from backends.glm.engine import Engine, Event, Job, Ticket
+from backends.glm.errors import WorkerUnavailable
+from backends.glm.prepare import Prepared, Preparer
 from backends.glm.prompt import PromptBuilder
-from backends.glm.protocol import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
-from backends.glm.tokenizer import THINK_CLOSE, THINK_OPEN
-from backends.glm.types import Prompt, Sampling
+from backends.glm.protocol import ChatRequest
+from backends.glm.types import Prompt
 
 # Decoding pictures and tokenising release the interpreter lock for most of their time; more than
 # two at once would take cores from the model.
@@ -29,18 +29,23 @@ class Serving:
     """A model that is up: everything a chat request needs. `engine` runs already."""
 
     engine: Engine
-    prompts: PromptBuilder
-    stop_ids: frozenset[int]
-    sampling: Sampling
+    preparer: Preparer
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """What prompts are made with."""
+        return self.preparer.prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """One admitted and prepared request; its events arrive in order, a Finished or Failed last."""
+    """One admitted and prepared request. Its events come with the number of their answer, in order
+    for each answer, a Finished or Failed last. `spelled`: the bytes of a token id."""
 
     request: ChatRequest
     prompt: Prompt
-    events: asyncio.Queue[Event]
+    events: asyncio.Queue[tuple[int, Event]]
+    spelled: Callable[[int], bytes]
 
 
 class Service:
@@ -99,34 +104,44 @@ class Service:
         Raises: WorkerError (400, 404, 503) before the block is entered.
         """
         serving = self._require_serving()
-        ticket = serving.engine.admit()
+        tickets: list[Ticket] = [serving.engine.admit()]
         self._inside += 1
         try:
             loop = asyncio.get_running_loop()
-            events: asyncio.Queue[Event] = asyncio.Queue()  # bounded by the request's max_tokens
+            # bounded by the request's max_tokens
+            events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-            def emit(event: Event) -> None:
+            def emit(choice: int, event: Event) -> None:
                 try:
-                    loop.call_soon_threadsafe(events.put_nowait, event)
+                    loop.call_soon_threadsafe(events.put_nowait, (choice, event))
                 except RuntimeError:  # the loop is closed: the process ends, nobody listens
                     return
 
-            request, prompt, max_tokens = await loop.run_in_executor(
-                self._prepare_pool, self._prepare, serving, raw
+            prepared = await loop.run_in_executor(self._prepare_pool, self._prepare, serving, raw)
+            # How many answers are wanted is known only now; the further ones need places, too.
+            for _ in prepared.plans[1:]:
+                tickets.append(serving.engine.admit())
+            for choice, (ticket, plan) in enumerate(zip(tickets, prepared.plans, strict=True)):
+                job = Job(
+                    prompt=prepared.prompt,
+                    sampling=plan.sampling,
+                    stop_ids=plan.stop_ids,
+                    max_tokens=plan.max_tokens,
+                    output=plan.output,
+                    emit=partial(emit, choice),
+                    constraint=plan.constraint,
+                )
+                serving.engine.submit(ticket, job)
+            yield Conversation(
+                request=prepared.request,
+                prompt=prepared.prompt,
+                events=events,
+                spelled=serving.prompts.tokenizer.spelled,
             )
-            job = Job(
-                prompt=prompt,
-                sampling=serving.sampling.overridden(request.sampling),
-                stop_ids=serving.stop_ids,
-                max_tokens=max_tokens,
-                output=new_output(serving, prompt, stops=request.stop),
-                emit=emit,
-            )
-            serving.engine.submit(ticket, job)
-            yield Conversation(request=request, prompt=prompt, events=events)
         finally:
             self._inside -= 1
-            serving.engine.abort(ticket)
+            for ticket in tickets:
+                serving.engine.abort(ticket)
             self._on_change()
 
     def _require_serving(self) -> Serving:
@@ -138,31 +153,6 @@ class Service:
             )
         return self.serving
 
-    def _prepare(self, serving: Serving, raw: bytes) -> tuple[ChatRequest, Prompt, int]:
-        """All before the engine: parse, check, render, decode, tokenise. Runs in a thread."""
-        request = parse_chat(raw)
-        if request.model not in self.names:
-            raise WorkerError(
-                f"The model `{request.model[:80]}` does not exist here; this worker serves "
-                f"`{self.names[0]}`.",
-                status=404,
-                kind="invalid_request_error",
-                code="model_not_found",
-                param="model",
-            )
-        prompt = serving.prompts.build(request)
-        # A limit that is larger than what is left of the context is still only a limit: many
-        # clients send the same one with every request. At the worst the answer ends with `length`.
-        room = serving.prompts.max_model_len - len(prompt.ids)
-        return request, prompt, min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
-
-
-def new_output(serving: Serving, prompt: Prompt, *, stops: tuple[str, ...]) -> Output:
-    """The output chain for one generation on this prompt."""
-    tokenizer = serving.prompts.tokenizer
-    return Output(
-        tokenizer.bytes_of,
-        think_ids=(tokenizer.control_id(THINK_OPEN), tokenizer.control_id(THINK_CLOSE)),
-        thinking=prompt.thinking,
-        stops=stops,
-    )
+    def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
+        """All before the engine; runs in a thread."""
+        return serving.preparer.prepare(raw, self.names)

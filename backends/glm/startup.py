@@ -16,8 +16,9 @@ from backends.glm.engine import Engine
 from backends.glm.errors import WorkerError
 from backends.glm.files import LoadError
 from backends.glm.load import Checkpoint, load_checkpoint
+from backends.glm.messages import ImagePart, Message, TextPart
 from backends.glm.options import Options
-from backends.glm.protocol import ChatRequest, ImagePart, Message, TextPart
+from backends.glm.protocol import ChatRequest
 from backends.glm.runner import Runner
 from backends.glm.service import Serving
 from backends.glm.types import Sampling
@@ -55,12 +56,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
     )
     _warm_up(runner, engine, checkpoint)
     engine.start()
-    return Serving(
-        engine=engine,
-        prompts=checkpoint.prompts,
-        stop_ids=checkpoint.stop_ids,
-        sampling=checkpoint.sampling,
-    )
+    return Serving(engine=engine, preparer=checkpoint.preparer(options.limits))
 
 
 def _warm_up(runner: Runner, engine: Engine, checkpoint: Checkpoint) -> None:

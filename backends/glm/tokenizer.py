@@ -53,6 +53,10 @@ class Guard:
             table = {char: next(free) for char in sorted(hidden)}
         except StopIteration:
             raise ValueError("the text uses every private-use character") from None
+        mark = next(free, None)
+        if mark is None:
+            raise ValueError("the text uses every private-use character")
+        self.mark = mark  # a character that stands for a place in the prompt
         self._hide = str.maketrans(table)
         self._reveal = str.maketrans({stand_in: char for char, stand_in in table.items()})
 
@@ -97,6 +101,7 @@ class GlmTokenizer:
         added = {int(i): token for i, token in fast.added_tokens_decoder.items()}
         # Whitespace tokens are ordinary text to a template, whatever list they are in.
         self._controls = {t.content: i for i, t in added.items() if not t.content.isspace()}
+        self._literals = {i: literal.encode() for literal, i in self._controls.items()}
         self._control_pattern = _pattern(added.values())
         self.guarded = frozenset(
             char for text in self._controls for char in re.sub(r"\w", "", text) + text[0]
@@ -119,13 +124,18 @@ class GlmTokenizer:
         *,
         tools: list[Any] | None,
         variables: dict[str, Any],
+        add_generation_prompt: bool = True,
     ) -> str:
-        """The chat template's text, ending in the generation prompt.
+        """The chat template's text, ending in the generation prompt unless that is left out.
 
         Raises: whatever the template raises (jinja2.TemplateError and plain Python errors).
         """
         text: str = self._fast.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True, **variables
+            messages,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
         )
         return text
 
@@ -153,6 +163,10 @@ class GlmTokenizer:
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes a token adds to the text; b"" for what is not text (or unknown ids)."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def spelled(self, token_id: int) -> bytes:
+        """A token's bytes as log-probabilities name it: a control token by its literal."""
+        return self._literals.get(token_id) or self.bytes_of(token_id)
 
 
 def _decoder_type(spec: Mapping[str, Any]) -> str | None:

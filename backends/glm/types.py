@@ -27,12 +27,14 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What the engine prefills. `ids` holds one image token for every merged patch of a picture."""
+    """What the engine prefills. `ids` holds one image token for every merged patch of a picture;
+    the last `begun_tokens` of them are the beginning of the answer, which the caller wrote."""
 
     ids: list[int]
     image_token_id: int
     pixels: Pixels | None
     thinking: Thinking
+    begun_tokens: int = 0
 
     @property
     def image_tokens(self) -> int:

@@ -82,7 +82,7 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
         frozenset({"gateway.embedded"}),
         "where the embedded server comes from is one module's business",
     ),
-    ("torch", "transformers", "safetensors", "tokenizers", "pynvml"): (
+    ("torch", "transformers", "safetensors", "tokenizers", "pynvml", "llguidance"): (
         frozenset({"backends.glm"}),
         "a gateway without a GPU installs and loads none of it",
     ),

@@ -16,6 +16,7 @@ from aiohttp import web
 from PIL import Image
 
 from backends.glm.engine import Engine, Runner
+from backends.glm.limits import Limits
 from backends.glm.load import Checkpoint, load_checkpoint
 from backends.glm.report import Changes, LoadReporter
 from backends.glm.server import make_app
@@ -73,9 +74,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
         service.ready(
             Serving(
                 engine=engine,
-                prompts=checkpoint.prompts,
-                stop_ids=checkpoint.stop_ids,
-                sampling=checkpoint.sampling,
+                preparer=checkpoint.preparer(Limits()),
             )
         )
         host, port = app_runner.addresses[0][:2]

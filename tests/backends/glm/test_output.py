@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.glm.deltas import Delta
 from backends.glm.output import Output
-from backends.glm.reasoning import Delta
 from backends.glm.types import Drawn, Thinking
 
 # A toy vocabulary: ids 0..255 are bytes, two markers, and a control token without text.

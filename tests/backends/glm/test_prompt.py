@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -125,17 +126,25 @@ def test_too_many_picture_tokens_are_refused_before_decoding(
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr(prompt_module, "decode_picture", never)
-    monkeypatch.setattr(prompt_module, "IMAGES_MAX", 10_000)
     each = checkpoint.prompts.vision.tokens(width=400, height=400)
     count = checkpoint.max_model_len // each + 1
     part = user((400, 400))["content"]
-    error = refusal(build, [{"role": "user", "content": part * count}])
-    assert error.code == "context_length_exceeded"
+    prompts = dataclasses.replace(checkpoint.prompts, images_max=10_000)
+    body = {"model": "m", "messages": [{"role": "user", "content": part * count}]}
+    with pytest.raises(WorkerError) as caught:
+        prompts.build(parse_chat(json.dumps(body).encode()))
+    assert caught.value.code == "context_length_exceeded"
 
 
-def test_too_many_pictures(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_module, "IMAGES_MAX", 2)
-    assert refusal(build, [user((1, 1), (1, 1), (1, 1))]).code == "too_many_images"
+def test_too_many_pictures(checkpoint: Checkpoint) -> None:
+    body = {"model": "m", "messages": [user((1, 1), (1, 1)), user((1, 1))]}
+    with pytest.raises(WorkerError) as caught:
+        dataclasses.replace(checkpoint.prompts, images_max=2).build(
+            parse_chat(json.dumps(body).encode())
+        )
+    assert caught.value.code == "too_many_images"
+    assert "At most 2 pictures" in caught.value.message
+    assert "has 3" in caught.value.message
 
 
 def test_a_picture_the_template_has_no_place_for(

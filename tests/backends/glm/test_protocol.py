@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.glm.errors import WorkerError
-from backends.glm.protocol import ChatRequest, ImagePart, TextPart, ToolCall, parse_chat
+from backends.glm.messages import TextPart
+from backends.glm.protocol import (
+    LOGIT_BIAS_MAX,
+    STOP_CHARS_MAX,
+    STOP_IDS_MAX,
+    ChatRequest,
+    SamplingOverrides,
+    parse_chat,
+)
 
 HELLO = {"role": "user", "content": "Hello"}
 
@@ -38,43 +46,9 @@ def test_unknown_fields_are_ignored() -> None:
     assert parse(store=True, user="u", metadata={"a": 1}) == parse()
 
 
-def test_developer_is_system_to_glm() -> None:
-    assert parse(messages=[{"role": "developer", "content": "x"}]).messages[0].role == "system"
-
-
 def test_both_spellings_of_the_output_limit() -> None:
     assert parse(max_tokens=5).max_tokens == 5
     assert parse(max_tokens=5, max_completion_tokens=7).max_tokens == 7
-
-
-def test_image_parts_as_object_and_as_string() -> None:
-    parts = [
-        {"type": "image_url", "image_url": {"url": "data:1", "detail": "low"}},
-        {"type": "image_url", "image_url": "data:2"},
-        {"type": "text", "text": "?"},
-    ]
-    message = parse(messages=[{"role": "user", "content": parts}]).messages[0]
-    assert message.parts == (ImagePart("data:1"), ImagePart("data:2"), TextPart("?"))
-
-
-def test_tool_call_arguments_are_decoded() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
-    message = parse(messages=[{"role": "assistant", "tool_calls": [call]}]).messages[0]
-    assert message.tool_calls == (ToolCall(name="f", arguments={"a": [1]}),)
-    assert message.parts == ()
-
-
-@pytest.mark.parametrize("arguments", ["[1]", "{", "7", "[" * 100_000])
-def test_tool_call_arguments_that_are_no_object(arguments: str) -> None:
-    call = {"function": {"name": "f", "arguments": arguments}}
-    error = refused(messages=[{"role": "assistant", "tool_calls": [call]}])
-    assert error.param == "messages[0].tool_calls[0].function.arguments"
-
-
-def test_an_assistant_turn_with_an_unsplit_thought() -> None:
-    content = "<think>\nhm\n</think>\nYes"
-    message = parse(messages=[HELLO, {"role": "assistant", "content": content}]).messages[1]
-    assert (message.reasoning, message.parts) == ("hm", (TextPart("Yes"),))
 
 
 @pytest.mark.parametrize(
@@ -87,33 +61,13 @@ def test_an_assistant_turn_with_an_unsplit_thought() -> None:
         ({"thinking": {"type": "auto"}}, None),
         ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, False),
         ({"thinking": {"type": "enabled"}, "reasoning_effort": "none"}, True),
-        ({"chat_template_kwargs": {"other": 1}}, None),
+        ({"reasoning_effort": "minimal"}, False),
+        ({"reasoning_effort": "xhigh"}, True),
+        ({"chat_template_kwargs": {}}, None),
     ],
 )
 def test_the_thinking_switch(fields: dict[str, Any], expected: bool | None) -> None:
     assert parse(**fields).enable_thinking is expected
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tool_choice": "required"}, "tool_choice"),
-    ],
-)
-def test_what_this_worker_cannot_do_yet_is_refused_by_name(
-    fields: dict[str, Any], param: str
-) -> None:
-    error = refused(**fields)
-    assert error.param == param
-    assert "not supported yet" in error.message
-
-
-def test_harmless_values_of_the_same_fields_pass() -> None:
-    fields = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tool_choice": "auto"}
-    assert parse(**fields) == parse()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +90,29 @@ def test_harmless_values_of_the_same_fields_pass() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]},
          "messages[0].content[0].text"),
         ({"temperature": "hot"}, "temperature"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
+        ({"chat_template_kwargs": {"other": 1}}, "chat_template_kwargs.other"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"structured_outputs": {"ebnf": "x"}}, "structured_outputs"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7"),
+        ({"logit_bias": {str(i): 1 for i in range(LOGIT_BIAS_MAX + 1)}}, "logit_bias"),
+        ({"n": 0}, "n"),
+        ({"n": -1}, "n"),
+        ({"stop": "x" * (STOP_CHARS_MAX + 1)}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * (STOP_IDS_MAX + 1)}, "stop_token_ids"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"chat_template_kwargs": {"enable_thinking": "yes"}},
          "chat_template_kwargs.enable_thinking"),
     ],
@@ -145,10 +121,67 @@ def test_a_wrong_value_names_its_field(fields: dict[str, Any], param: str) -> No
     assert refused(**fields).param == param
 
 
-def test_tools_are_kept_unless_the_caller_says_none() -> None:
-    tool = {"type": "function", "function": {"name": "f"}}
-    assert parse(tools=[tool]).tools == (tool,)
-    assert parse(tools=[tool], tool_choice="none").tools == ()
+def test_sampling_as_the_caller_spelled_it() -> None:
+    chat = parse(
+        temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.1, seed=7,
+        frequency_penalty=0.25, presence_penalty=-0.5, logit_bias={"5": -100, "6": 1.5},
+        logprobs=True, top_logprobs=4,
+    )  # fmt: skip
+    assert chat.sampling == SamplingOverrides(
+        temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.1, seed=7,
+        frequency_penalty=0.25, presence_penalty=-0.5, logit_bias=((5, -100.0), (6, 1.5)),
+        logprobs=4,
+    )  # fmt: skip
+    assert parse(logprobs=True).sampling.logprobs == 0
+    assert parse(logprobs=False).sampling.logprobs is None
+
+
+def test_stops_and_choices() -> None:
+    chat = parse(stop_token_ids=[3, 4], ignore_eos=True, n=3, stop=["a"])
+    assert (chat.stop_ids, chat.ignore_eos, chat.n, chat.stop) == ((3, 4), True, 3, ("a",))
+    assert (parse().n, parse(n=1)) == (1, parse())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("functions", [{"name": "f"}]), ("min_tokens", 3), ("guided_json", {}), ("echo", True),
+     ("chat_template", "{{ x }}"), ("prompt_logprobs", 1), ("modalities", ["text", "audio"])],
+)  # fmt: skip
+def test_what_would_change_the_answer_and_is_not_done_is_refused(name: str, value: Any) -> None:
+    error = refused(**{name: value})
+    assert (error.param, error.code) == (name, "unsupported_parameter")
+    assert f"`{name}`" in error.message
+    assert parse(**{name: None}) == parse()
+
+
+PREFIX = [HELLO, {"role": "assistant", "content": "Well, "}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "continues"),
+    [
+        ({}, True),
+        ({"continue_final_message": True, "add_generation_prompt": False}, True),
+        ({"continue_final_message": True}, True),
+        ({"add_generation_prompt": False}, True),
+        ({"add_generation_prompt": True}, False),
+        ({"continue_final_message": False}, False),
+    ],
+)
+def test_a_last_message_of_the_assistant_is_continued(
+    fields: dict[str, Any], continues: bool
+) -> None:
+    assert parse(messages=PREFIX, **fields).continues is continues
+    assert parse(**{k: v for k, v in fields.items() if v is (k != "continue_final_message")})
+
+
+def test_what_cannot_be_continued() -> None:
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    assert refused(messages=PREFIX, **both).param == "continue_final_message"
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    calling = [HELLO, {"role": "assistant", "tool_calls": [call]}]
+    assert refused(messages=calling).param == "messages[1].tool_calls"
+    assert not parse(messages=calling, add_generation_prompt=True).continues
 
 
 @given(st.binary(max_size=60) | st.recursive(

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.glm.reasoning import HOLD_CHARS, Delta, ReasoningSplitter
+from backends.glm.deltas import Delta
+from backends.glm.reasoning import HOLD_CHARS, ReasoningSplitter
 from backends.glm.types import Thinking
 
 OPEN, CLOSE = "\0open", "\0close"
