@@ -1,0 +1,245 @@
+"""How fast the worker is: `make bench-engine`.
+
+The same requests, each with its own 224x224 picture, about 105 prompt tokens and exactly 64 output
+tokens, in bursts of 1, 8 and 32, go to three sides in one run: our worker over HTTP, `transformers
+serve` over HTTP on the same checkpoint, and plain `generate()` on a left-padded batch without HTTP.
+Same number type, same number of threads. All three processes are up and warm; while one is measured
+the other two are stopped (SIGSTOP), so the sides take turns within minutes and not half an hour
+apart: the speed of a shared machine drifts, the ratio to it much less. The greedy answers of our
+worker must be those of the references, or the exit code is 1.
+
+Prints a table and, as its last line, one JSON object; its ratios are tokens a second over
+`transformers serve` at the same burst, `single_ratio` over `generate()` for one request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.glm.nano.draw import draw_scene
+from gateway.tables import table
+from tests.bench import checkpoints
+from tests.bench.pictures import data_url
+from tests.bench.sides import Generate, Side, Streamed, percentile
+
+FOLDER = Path("build/bench")
+BURSTS = (1, 8, 32)
+SINGLES = 3  # requests in a row that make one measurement of a burst of 1
+SIDE_PX = 224
+# What is asked, besides the picture: enough words for about 105 prompt tokens. The shipped model
+# scales a picture of this size to 16 tokens, the other one has GLM's own 64.
+WORDS = {"nano": 44, "mid": 16}
+SUBJECTS = ("circle", "square", "triangle", "star", "heart", "diamond")
+ASKED = ("how many", "what colour", "where", "is there a", "which", "describe the")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured. `worker`: further arguments of our worker."""
+
+    models: tuple[str, ...]
+    sides: tuple[str, ...]
+    bursts: tuple[int, ...]
+    tokens: int
+    rounds: int
+    threads: int
+    dtype: str
+    worker: tuple[str, ...]
+
+
+@dataclass
+class Figures:
+    """One side at one burst, over the rounds."""
+
+    per_s: list[float] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return statistics.median(self.per_s)
+
+
+Measured = dict[tuple[str, str, int], Figures]
+
+
+def main() -> int:
+    plan = _plan()
+    measured: Measured = {}
+    for model in plan.models:
+        _say(f"{model}: making or finding the checkpoint")
+        path = getattr(checkpoints, model)(FOLDER)
+        _measure(plan, model, path, measured)
+        _say(f"{model}: {checkpoints.parameters(path) / 1e6:.0f} M parameters, done")
+    print(_table(measured))
+    figures = ratios(measured)
+    wrong = [key for key, value in figures.items() if key.endswith("_equal") and value < 1]
+    print(json.dumps(figures))
+    return 1 if wrong and plan.dtype == "float32" and "--quantize" not in plan.worker else 0
+
+
+def _plan() -> Plan:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="16 output tokens instead of 64")
+    add("--only", choices=("nano", "mid"), help="one of the two checkpoints")
+    add("--sides", default="ours,serve,generate", help="which to run (default: %(default)s)")
+    add("--bursts", default=",".join(map(str, BURSTS)), help="(default: %(default)s)")
+    add("--tokens", type=int, default=64, help="output tokens (default: %(default)s)")
+    add("--rounds", type=int, default=1, help="the middle one counts (default: %(default)s)")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="of each side (default: cores)")
+    add("--dtype", default="float32", help="of each side (default: %(default)s)")
+    add("--worker-args", default="", metavar="TEXT", help='e.g. "--quantize int8"')
+    given = parser.parse_args()
+    return Plan(
+        models=(given.only,) if given.only else ("nano", "mid"),
+        sides=tuple(given.sides.split(",")),
+        bursts=tuple(int(n) for n in given.bursts.split(",")),
+        tokens=16 if given.quick else given.tokens,
+        rounds=given.rounds,
+        threads=given.threads,
+        dtype=given.dtype,
+        worker=tuple(shlex.split(given.worker_args)),
+    )
+
+
+def _measure(plan: Plan, model: str, path: Path, measured: Measured) -> None:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name in plan.sides:
+            began = time.monotonic()
+            sides[name] = stack.enter_context(_started(name, plan, path, Path(folder)))
+            sides[name].ask(_bodies(model, f"warm up {name}", 2, plan.tokens))
+            sides[name].pause()
+            _say(f"{model}: {name} is up and warm after {time.monotonic() - began:.0f} s")
+        for burst in plan.bursts:
+            for turn in range(plan.rounds):
+                for name, side in sides.items():
+                    figures = measured.setdefault((model, name, burst), Figures())
+                    side.resume()
+                    _once(side, model, burst, turn, plan.tokens, figures)
+                    side.pause()
+                    _say(f"{model}: {name}, burst of {burst}: {figures.per_s[-1]:.1f} tokens/s")
+
+
+def _once(side: Side, model: str, burst: int, turn: int, tokens: int, figures: Figures) -> None:
+    """One measurement of one side: a burst, or some single requests in a row."""
+    made, spent_s = 0, 0.0
+    for single in range(SINGLES if burst == 1 else 1):
+        bodies = _bodies(model, f"{burst} {turn} {single}", burst, tokens)
+        answers, seconds = side.ask(bodies)
+        made += sum(answer.completion_tokens for answer in answers)
+        spent_s += seconds
+        figures.texts += [answer.text for answer in answers]
+        figures.prompt_tokens = max(answer.prompt_tokens for answer in answers)
+        if side.streams:
+            figures.ttft_s += [answer.ttft_s for answer in answers]
+            figures.tpot_s += [answer.tpot_s for answer in answers]
+    wanted = (SINGLES if burst == 1 else burst) * tokens
+    if made != wanted:
+        raise RuntimeError(f"{side.name} made {made} tokens and not {wanted}")
+    figures.per_s.append(made / spent_s)
+
+
+@contextmanager
+def _started(name: str, plan: Plan, path: Path, folder: Path) -> Iterator[Side]:
+    log = folder / f"{name}.log"
+    if name == "generate":
+        side: Side = Generate.start(path, dtype=plan.dtype, threads=plan.threads, log=log)
+    else:
+        start = Streamed.start_ours if name == "ours" else Streamed.start_serve
+        side = start(path, dtype=plan.dtype, threads=plan.threads, log=log, extra=plan.worker)
+    try:
+        yield side
+    finally:
+        side.stop()
+
+
+def _bodies(model: str, seed: str, count: int, tokens: int) -> list[dict[str, Any]]:
+    """Requests that share no picture and no text: nothing can be answered from a cache."""
+    bodies = []
+    for index in range(count):
+        rng = random.Random(f"{model} {seed} {index}")
+        picture, _ = draw_scene(f"bench {seed} {index}", size=(SIDE_PX, SIDE_PX))
+        words: list[str] = []
+        while len(words) < WORDS[model]:
+            words += [*rng.choice(ASKED).split(), rng.choice(SUBJECTS)]
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_url(picture)}},
+            {"type": "text", "text": " ".join(words[: WORDS[model]]) + "?"},
+        ]
+        messages = [{"role": "user", "content": parts}]
+        bodies.append({"messages": messages, "max_tokens": tokens, "temperature": 0})
+    return bodies
+
+
+def _table(measured: Measured) -> str:
+    names = {"ours": "our worker", "serve": "transformers serve", "generate": "generate()"}
+    rows = [
+        [
+            f"{model}, burst of {burst}, {names[side]}",
+            f"{figures.tokens_per_s:.1f}",
+            *(_ms(figures.ttft_s, share) for share in (0.5, 0.99)),
+            _ms(figures.tpot_s, 0.5),
+            str(figures.prompt_tokens or "-"),
+        ]
+        for (model, side, burst), figures in measured.items()
+    ]
+    head = ["load", "tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "prompt tokens"]
+    return table(head, rows)
+
+
+def _ms(seconds: Sequence[float], share: float) -> str:
+    return f"{1000 * percentile(seconds, share):.1f}" if seconds else "-"
+
+
+def ratios(measured: Measured) -> dict[str, float]:
+    """Everything of the last line: ratios where both sides were measured."""
+    found: dict[str, float] = {}
+    for (model, side, burst), ours in measured.items():
+        if side != "ours":
+            continue
+        found[f"{model}_tokens_per_s_{burst}"] = round(ours.tokens_per_s, 1)
+        if serve := measured.get((model, "serve", burst)):
+            found[f"{model}_ratio_{burst}"] = round(ours.tokens_per_s / serve.tokens_per_s, 2)
+            ttft = percentile(ours.ttft_s, 0.99) / percentile(serve.ttft_s, 0.99)
+            found[f"{model}_ttft_p99_ratio_{burst}"] = round(ttft, 3)
+        reference = serve or measured.get((model, "generate", burst))
+        if reference:
+            same = sum(a == b for a, b in zip(ours.texts, reference.texts, strict=True))
+            found[f"{model}_{burst}_equal"] = round(same / len(ours.texts), 3)
+        if burst == 1 and (plain := measured.get((model, "generate", 1))):
+            found[f"{model}_single_ratio"] = round(ours.tokens_per_s / plain.tokens_per_s, 2)
+    # The worse of the two checkpoints stands for both.
+    for name, worst, ends in (
+        ("single_ratio", min, "_single_ratio"),
+        ("ttft_p99_ratio_32", max, "_ttft_p99_ratio_32"),
+    ):
+        if values := [value for key, value in found.items() if key.endswith(ends)]:
+            found[name] = worst(values)
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
