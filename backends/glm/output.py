@@ -108,6 +108,8 @@ class Output:
         """Remember a token of the answer's text, and where in that text it begins."""
         if not self._keeps_tokens or self._splitter.state == "reasoning":
             return
+        if not self._bytes_of(drawn.token_id):
+            return  # a control token without text
         if self._calls is not None and not self._calls.in_content:
             return
         held = self._splitter.held + (self._calls.held if self._calls is not None else 0)

@@ -183,15 +183,16 @@ def _beginning(chat: ChatRequest) -> tuple[str, str]:
     Raises: WorkerError 400 if it holds more than text.
     """
     last = chat.messages[-1]
-    if not last.parts and last.reasoning:
-        return "reasoning_content", last.reasoning
     texts = [part.text for part in last.parts if isinstance(part, TextPart)]
     if len(texts) < len(last.parts):
         raise bad_request(
             "A last message that is continued must be text.",
             param=f"messages[{len(chat.messages) - 1}].content",
         )
-    return "content", "".join(texts)
+    begun = "".join(texts)
+    if last.reasoning and not begun:
+        return "reasoning_content", last.reasoning
+    return "content", begun
 
 
 def _hide_message(guard: Guard, message: dict[str, Any]) -> dict[str, Any]:

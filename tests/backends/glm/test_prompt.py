@@ -106,6 +106,54 @@ def test_tool_turns_in_glm_form(checkpoint: Checkpoint, build: Build) -> None:
     assert prompt.ids.count(observation) == 1  # written by the template, so a control token
 
 
+@pytest.mark.parametrize(
+    "begun", ["Hello, what", "Hello, ", "", "\n\nx", "<|user|>", "a <think> b"]
+)
+def test_a_continued_answer_stands_in_the_prompt_as_it_was_sent(
+    checkpoint: Checkpoint, build: Build, begun: str
+) -> None:
+    """A template strips it; a control literal in it stays text."""
+    prompt = build([user("a"), {"role": "assistant", "content": begun}])
+    tail = checkpoint.tokenizer.encode_plain(begun)
+    assert prompt.ids[len(prompt.ids) - len(tail) :] == tail
+    assert prompt.begun_tokens == len(tail)
+    head = text_of(checkpoint, prompt)[: -len(begun)] if begun else text_of(checkpoint, prompt)
+    assert head == "[gMASK]<sop><|user|>\na<|assistant|>\n<think></think>\n"
+    assert prompt.thinking == "closed"
+
+
+def test_a_thought_is_continued(checkpoint: Checkpoint, build: Build) -> None:
+    prompt = build([user("a"), {"role": "assistant", "content": "", "reasoning_content": "hm, "}])
+    assert text_of(checkpoint, prompt) == "[gMASK]<sop><|user|>\na<|assistant|>\n<think>hm, "
+    assert prompt.thinking == "open"
+    whole = [user("a"), {"role": "assistant", "content": "So ", "reasoning_content": "hm"}]
+    assert text_of(checkpoint, build(whole)).endswith("<think>hm</think>\nSo ")
+
+
+def test_a_turn_that_is_not_continued_ends(checkpoint: Checkpoint, build: Build) -> None:
+    messages = [user("a"), {"role": "assistant", "content": "b "}]
+    text = text_of(checkpoint, build(messages, continue_final_message=False))
+    assert text.endswith("\nb<|assistant|>\n")
+
+
+def test_a_picture_cannot_be_continued(build: Build) -> None:
+    last = {"role": "assistant", "content": user("b", (28, 28))["content"]}
+    error = refusal(build, [user("a"), last])
+    assert error.param == "messages[1].content"
+
+
+def test_a_template_without_a_place_for_a_continued_answer(
+    checkpoint: Checkpoint, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages if m.role == 'user' %}<|user|>{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(checkpoint.tokenizer._fast, "chat_template", template)
+    error = refusal(
+        build, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    )
+    assert error.code == "invalid_prompt"
+    assert "continued" in error.message
+
+
 def refusal(build: Build, *args: Any, **fields: Any) -> WorkerError:
     with pytest.raises(WorkerError) as caught:
         build(*args, **fields)
