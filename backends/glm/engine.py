@@ -7,49 +7,43 @@ counts as waiting from then on: the answer "busy" costs nothing and comes at onc
                   |          |           |
                   `----------+-----------+--- abort(): at once, or after the step that runs
 
-One slot runs at a time. Nothing here knows torch: the model is behind the `Runner` protocol.
+Requests join and leave the running batch between any two steps; who does is the scheduler's
+decision. Nothing here knows torch: the model is behind the `Runner` protocol.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from backends.glm.deltas import Delta
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.output import Output
+from backends.glm.scheduler import Entry, Scheduler
+from backends.glm.speeds import Speeds
 from backends.glm.types import Constraint, Drawn, Prompt, Sampling
-
-SLOTS = 1
-EWMA_WEIGHT = 0.3  # of the newest request: a few requests forget an unusual one
-RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
-MEASURED_TOKENS_MIN = 4  # shorter answers measure the clock, not the model
 
 FinishReason = Literal["stop", "length"]
 
 
-class Stepper(Protocol):
-    """One request on the model. `kv_tokens`: cache entries it holds."""
+class Runner(Protocol):
+    """The model. Only the engine's thread calls it. A generation is the model's own value."""
 
-    kv_tokens: int
-
-    def next_token(self) -> Drawn:
-        """One forward pass; the first one reads the prompt."""
+    def open(self, job: Job, row: int) -> Any:
+        """A request that has done no work yet; its cache begins at this row."""
         ...
 
+    def step(self, work: Sequence[tuple[Any, int]]) -> list[Drawn | None]:
+        """One forward pass over so many further tokens of each: of its prompt, or the one drawn
+        last. The token drawn for each, None where the prompt is not read to its end yet."""
+        ...
 
-class Runner(Protocol):
-    """The model."""
-
-    def open(
-        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None = None
-    ) -> Stepper:
-        """A request that has done no work yet."""
+    def close(self, generation: Any) -> None:
+        """It is over; its rows may be another's from now on."""
         ...
 
 
@@ -90,7 +84,8 @@ ABORTED = Failed("aborted", aborted=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What to generate and where to report. `emit` is called from the engine's thread."""
+    """What to generate and where to report. `emit` is called from the engine's thread; `tenant`:
+    whose turn and whose cached prefixes it shares; `priority`: lower goes first."""
 
     prompt: Prompt
     sampling: Sampling
@@ -99,6 +94,8 @@ class Job:
     output: Output
     emit: Callable[[Event], None]
     constraint: Constraint | None = None
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -112,69 +109,58 @@ class Ticket:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
-    """A snapshot for load reports; speeds are tokens a second of one request, 0.0: not measured."""
+    """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
+    request, and of all together. `kv_tokens_used`: entries allotted to running requests."""
 
-    slots: int
-    running: int
-    waiting: int
-    queue_limit: int
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-    kv_tokens_used: int
-    kv_tokens_total: int
-
-
-@dataclass(slots=True)
-class Rate:
-    """Amount per second over recent requests: a ratio of two exponentially weighted sums, so that
-    a request of 5 tokens, which mostly measures overhead, weighs less than one of 2,000."""
-
-    amount: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, amount: float, seconds: float) -> None:
-        """Take in one request."""
-        self.amount += EWMA_WEIGHT * (amount - self.amount)
-        self.seconds += EWMA_WEIGHT * (seconds - self.seconds)
-
-    @property
-    def per_second(self) -> float:
-        """0.0 before the first sample."""
-        return self.amount / self.seconds if self.seconds > 0 else 0.0
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    queue_limit: int = 0
+    decode_tokens_per_s: float = 0.0
+    decode_tokens_per_s_total: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
 
 
-@dataclass(slots=True)
-class _Speeds:
-    prefill: Rate = field(default_factory=Rate)
-    decode: Rate = field(default_factory=Rate)
-    requests: Rate = field(default_factory=Rate)
+@dataclass(eq=False, slots=True)
+class _Run:
+    """A submitted job on its way. Times are seconds of the engine's clock."""
+
+    ticket: Ticket
+    job: Job
+    entry: Entry
+    generation: Any = None
+    produced: int = 0
+    started_s: float = 0.0
+    first_s: float = 0.0
 
 
 class Engine:
-    """Admission and the decode loop. Every public method may be called from any thread."""
+    """Admission and the step loop. Every public method may be called from any thread."""
 
     def __init__(
         self,
         runner: Runner,
         *,
+        scheduler: Scheduler,
         queue_limit: int,
-        kv_tokens_total: int,
         on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`queue_limit`: requests that may wait; `on_change`: called after counts changed, from
         whichever thread changed them."""
         self._runner = runner
+        self._scheduler = scheduler
         self._queue_limit = queue_limit
-        self._kv_tokens_total = kv_tokens_total
         self._on_change = on_change
         self._clock = clock
         self._wake = threading.Condition()
-        self._queue: deque[tuple[Ticket, Job]] = deque()
+        self._order = itertools.count()
         self._waiting: set[Ticket] = set()
-        self._running: dict[Ticket, Stepper | None] = {}
+        self._runs: dict[Hashable, _Run] = {}
         self._draining = self._stopping = False
-        self._speeds = _Speeds()
+        self._speeds = Speeds()
         self._thread = threading.Thread(target=self._loop, name="glm-engine", daemon=True)
 
     def start(self) -> None:
@@ -185,9 +171,10 @@ class Engine:
         """Abort everything and end the thread, waiting for the step that runs."""
         with self._wake:
             self._stopping = self._draining = True
-            for ticket in [*self._waiting, *self._running]:
-                self._abort_locked(ticket)
+            tickets = {*self._waiting, *(run.ticket for run in self._runs.values())}
+            given_up = [run for ticket in tickets for run in self._abort_locked(ticket)]
             self._wake.notify_all()
+        _tell_aborted(given_up)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -207,9 +194,12 @@ class Engine:
                 raise WorkerUnavailable(
                     code="worker_draining", message="This worker is shutting down."
                 )
-            if len(self._waiting) + len(self._running) >= SLOTS + self._queue_limit:
+            slots = self._scheduler.slots
+            inside = len(self._waiting) + len(self._scheduler.running)
+            if inside >= slots + self._queue_limit:
                 raise WorkerBusy(
-                    waiting=len(self._waiting), retry_after_s=self._retry_after_locked()
+                    waiting=len(self._waiting),
+                    retry_after_s=self._speeds.retry_after_s(ahead=1, slots=slots),
                 )
             ticket = Ticket(self._clock())
             self._waiting.add(ticket)
@@ -217,10 +207,24 @@ class Engine:
         return ticket
 
     def submit(self, ticket: Ticket, job: Job) -> None:
-        """Queue the work of an admitted ticket; one aborted meanwhile ends at once."""
+        """Queue the work of an admitted ticket; one aborted meanwhile ends at once.
+
+        Raises: ValueError if it can never fit; who submits bounds prompt and output by the cache.
+        """
+        entry = Entry(
+            key=ticket,
+            tenant=job.tenant,
+            priority=job.priority,
+            order=next(self._order),
+            prompt_tokens=len(job.prompt.ids),
+            max_tokens=job.max_tokens,
+        )
+        if entry.kv_tokens > self._scheduler.rows.tokens:
+            raise ValueError("the request is longer than the whole cache")
         with self._wake:
             if not ticket.aborted:
-                self._queue.append((ticket, job))
+                self._runs[ticket] = _Run(ticket, job, entry)
+                self._scheduler.add(entry)
                 self._wake.notify()
                 return
         job.emit(ABORTED)
@@ -230,122 +234,179 @@ class Engine:
         with self._wake:
             if not ticket.live:
                 return
-            self._abort_locked(ticket)
+            given_up = self._abort_locked(ticket)
+            self._wake.notify()
+        _tell_aborted(given_up)
         self._on_change()
 
     def load(self) -> EngineLoad:
         """Counts and speeds of this moment."""
         with self._wake:
+            scheduler, speeds = self._scheduler, self._speeds
             return EngineLoad(
-                slots=SLOTS,
-                running=len(self._running),
+                slots=scheduler.slots,
+                running=len(scheduler.running),
                 waiting=len(self._waiting),
                 queue_limit=self._queue_limit,
-                decode_tokens_per_s=round(self._speeds.decode.per_second, 2),
-                prefill_tokens_per_s=round(self._speeds.prefill.per_second, 2),
-                kv_tokens_used=sum(s.kv_tokens for s in self._running.values() if s),
-                kv_tokens_total=self._kv_tokens_total,
+                decode_tokens_per_s=round(speeds.decode.per_second, 2),
+                decode_tokens_per_s_total=round(speeds.total.per_second, 2),
+                prefill_tokens_per_s=round(speeds.prefill.per_second, 2),
+                kv_tokens_used=scheduler.rows.tokens_used,
+                kv_tokens_total=scheduler.rows.tokens,
             )
 
-    def _abort_locked(self, ticket: Ticket) -> None:
-        ticket.aborted = True
-        if ticket in self._waiting:
-            self._waiting.discard(ticket)
-            ticket.live = False
-            for queued, job in self._queue:
-                if queued is ticket:
-                    self._queue.remove((queued, job))
-                    job.emit(ABORTED)
-                    break
+    def forget_speeds(self) -> None:
+        """Measure anew from here."""
+        with self._wake:
+            self._speeds = Speeds()
 
-    def _retry_after_locked(self) -> int:
-        """Seconds until a place is likely free: one slot's turn, rounded up."""
-        rate = self._speeds.requests.per_second * SLOTS
-        turn_s = 1 / rate if rate > 0 else 1.0
-        return min(RETRY_AFTER_MAX_S, max(1, math.ceil(turn_s)))
+    def _abort_locked(self, ticket: Ticket) -> list[_Run]:
+        """One that runs is closed by the engine's thread; any other is over now, and returned if
+        it is to be told so."""
+        ticket.aborted = True
+        run = self._runs.get(ticket)
+        if run is not None and run.entry.running:
+            return []
+        self._waiting.discard(ticket)
+        ticket.live = False
+        if run is None:
+            return []
+        self._end_locked(run)
+        return [run]
+
+    # ------------------------------------------------------------ the engine's thread
 
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not self._queue and not self._stopping:
+                while not (self._runs or self._stopping):
                     self._wake.wait()
-                if self._stopping:
-                    return
-                ticket, job = self._queue.popleft()
-                self._waiting.discard(ticket)
-                self._running[ticket] = None
-            self._on_change()
-            last = self._serve(ticket, job)
-            # The slot is free before the caller hears of the end: its next request finds it free.
+                closed = self._close_aborted_locked()
+                started = self._start_locked()
+                over = self._stopping and not self._runs
+            _tell_aborted(closed)
+            if closed or started:
+                self._on_change()
+            if over:
+                return
+            for run in started:
+                self._open(run)
             with self._wake:
-                del self._running[ticket]
-                ticket.live = False
-            self._on_change()
-            job.emit(last)
+                work = [(self._runs[entry.key], n) for entry, n in self._scheduler.plan()]
+            if work:
+                self._advance(work)
 
-    def _serve(self, ticket: Ticket, job: Job) -> Finished | Failed:
+    def _close_aborted_locked(self) -> list[_Run]:
+        closed = [run for run in self._runs.values() if run.ticket.aborted]
+        for run in closed:
+            self._end_locked(run)
+        return closed
+
+    def _start_locked(self) -> list[_Run]:
+        started = []
+        while (entry := self._scheduler.start()) is not None:
+            run = self._runs[entry.key]
+            run.started_s = self._clock()
+            self._waiting.discard(run.ticket)
+            started.append(run)
+        return started
+
+    def _end_locked(self, run: _Run) -> None:
+        if run.generation is not None:
+            self._runner.close(run.generation)
+        self._scheduler.remove(run.entry)
+        del self._runs[run.ticket]
+        run.ticket.live = False
+
+    def _open(self, run: _Run) -> None:
         try:
-            return self._generate(ticket, job)
+            run.generation = self._runner.open(run.job, run.entry.first_row)
         except Exception as error:  # one request's failure must not end the engine for all others
-            return Failed(f"{type(error).__name__}: {error}")
+            self._fail(run, error)
 
-    def _generate(self, ticket: Ticket, job: Job) -> Finished | Failed:
-        started_s = self._clock()
-        stepper = self._running[ticket] = self._runner.open(
-            job.prompt, job.sampling, job.constraint
-        )
-        first_s = started_s
-        produced = 0
+    def _fail(self, run: _Run, error: Exception) -> None:
+        with self._wake:
+            self._end_locked(run)
+        self._on_change()
+        run.job.emit(Failed(f"{type(error).__name__}: {error}"))
+
+    def _advance(self, work: list[tuple[_Run, int]]) -> None:
+        """One step of the batch. When it fails, its members take it one by one, so that only those
+        who cannot take it alone either are given up."""
+        began_s = self._clock()
+        try:
+            drawn = self._runner.step([(run.generation, n) for run, n in work])
+        except Exception as error:  # as above
+            if len(work) == 1:
+                self._fail(work[0][0], error)
+                return
+            for member in work:
+                self._advance([member])
+            return
+        now_s = self._clock()
+        told: list[tuple[_Run, Event]] = []
+        with self._wake:
+            decoded = sum(run.entry.decoding for run, _ in work)
+            self._speeds.step(decoded=decoded, seconds=now_s - began_s)
+            for (run, tokens), one in zip(work, drawn, strict=True):
+                self._scheduler.served(run.entry, tokens)
+                event = None if one is None else self._take_locked(run, one, now_s)
+                if event is not None:
+                    told.append((run, event))
+        # A slot is free before its caller hears of the end: the next request finds it free.
+        if any(not isinstance(event, Progress) for _, event in told):
+            self._on_change()
+        for run, event in told:
+            run.job.emit(event)
+
+    def _take_locked(self, run: _Run, drawn: Drawn, now_s: float) -> Event | None:
+        """Add a drawn token to its answer. An answer that ends here gives its slot back."""
+        job = run.job
+        run.produced += 1
+        if run.produced == 1:
+            run.first_s = now_s
         reason: FinishReason | None = None
-        while reason is None:
-            if ticket.aborted:
-                return ABORTED
-            drawn = stepper.next_token()
-            produced += 1
-            if produced == 1:
-                first_s = self._clock()
+        deltas: list[Delta] = []
+        try:
             if drawn.token_id in job.stop_ids:
                 reason = "stop"
-                continue
-            deltas = job.output.push(drawn)
-            if job.output.stopped:
-                reason = "stop"
-            elif produced >= job.max_tokens:
-                reason = "length"
-            if deltas:
-                job.emit(Progress(deltas=deltas))
-        ended_s = self._clock()
-        self.observe(
-            prompt_tokens=len(job.prompt.ids),
-            prefill_s=first_s - started_s,
-            completion_tokens=produced,
-            decode_s=ended_s - first_s,
-        )
+            else:
+                deltas = job.output.push(drawn)
+                if job.output.stopped:
+                    reason = "stop"
+                elif run.produced >= job.max_tokens:
+                    reason = "length"
+            if reason is None:
+                return Progress(deltas=deltas) if deltas else None
+            end = self._finished(
+                run, reason, [*deltas, *job.output.finish(cut=reason == "length")], now_s
+            )
+        except Exception as error:  # as above
+            self._end_locked(run)
+            return Failed(f"{type(error).__name__}: {error}")
+        self._end_locked(run)
+        return end
+
+    def _finished(
+        self, run: _Run, reason: FinishReason, deltas: list[Delta], now_s: float
+    ) -> Finished:
+        prompt_tokens = len(run.job.prompt.ids)
+        self._speeds.prefill.add(prompt_tokens, run.first_s - run.started_s)
+        self._speeds.requests.add(1, now_s - run.started_s)
         return Finished(
-            deltas=job.output.finish(cut=reason == "length"),
+            deltas=deltas,
             reason=reason,
-            completion_tokens=produced,
-            reasoning_tokens=job.output.reasoning_tokens,
-            queue_ms=_ms(started_s - ticket.admitted_s),
-            ttft_ms=_ms(first_s - ticket.admitted_s),
-            slot_ms=_ms(ended_s - started_s),
+            completion_tokens=run.produced,
+            reasoning_tokens=run.job.output.reasoning_tokens,
+            queue_ms=_ms(run.started_s - run.ticket.admitted_s),
+            ttft_ms=_ms(run.first_s - run.ticket.admitted_s),
+            slot_ms=_ms(now_s - run.started_s),
         )
 
-    def observe(
-        self,
-        *,
-        prompt_tokens: int,
-        prefill_s: float,
-        completion_tokens: int,
-        decode_s: float,
-    ) -> None:
-        """Take in the measured speed of one request: token counts and seconds."""
-        with self._wake:
-            self._speeds.prefill.add(prompt_tokens, prefill_s)
-            # The first token belongs to the prefill, so n tokens took n - 1 decode steps.
-            if completion_tokens > MEASURED_TOKENS_MIN:
-                self._speeds.decode.add(completion_tokens - 1, decode_s)
-            self._speeds.requests.add(1, prefill_s + decode_s)
+
+def _tell_aborted(runs: Sequence[_Run]) -> None:
+    for run in runs:
+        run.job.emit(ABORTED)
 
 
 def _ms(seconds: float) -> int:

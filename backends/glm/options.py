@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.glm.capacity import Asked
 from backends.glm.limits import CHOICES_MAX, IMAGES_MAX, Limits
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
@@ -49,6 +50,7 @@ class Options:
     dtype: str
     threads: int
     queue: int
+    capacity: Asked
     worker: str
     names: tuple[str, ...]
     max_model_len: int | None
@@ -75,6 +77,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         dtype=given.dtype,
         threads=given.threads,
         queue=given.queue,
+        capacity=Asked(slots=given.slots, kv_tokens=given.kv_tokens, step_tokens=given.step_tokens),
         worker=worker,
         names=tuple(names),
         max_model_len=given.max_model_len,
@@ -115,6 +118,29 @@ def _parser() -> argparse.ArgumentParser:
         default=QUEUE_DEFAULT,
         metavar="N",
         help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
+    )
+    add(
+        "--slots",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="requests that run at once; 0: chosen for the device (default)",
+    )
+    add(
+        "--kv-tokens",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="size of the cache, in tokens of all requests that run (prompts and output limits "
+        "together); 0: a share of the free memory (default)",
+    )
+    add(
+        "--step-tokens",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="prompt tokens read between two tokens of running answers: more shortens the wait for "
+        "a first token, less keeps streams smooth; 0: chosen for the device (default)",
     )
     add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
     add(

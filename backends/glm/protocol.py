@@ -104,6 +104,8 @@ class _Fields(msgspec.Struct):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     modalities: list[str] | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
 
 
 _Body = msgspec.defstruct(
@@ -132,7 +134,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A chat request that has passed every check that needs no model.
 
     `n`: answers wanted; `stop_ids`: further token ids that end an answer; `ignore_eos`: the
-    checkpoint's own do not; `continues`: the last message is the assistant's and is written on.
+    checkpoint's own do not; `continues`: the last message is the assistant's and is written on;
+    `cache_salt`: who may share what is cached, and whose turn it is; `priority`: lower goes first
+    (both as vLLM has them).
     """
 
     model: str
@@ -149,6 +153,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingOverrides = SamplingOverrides()
     enable_thinking: bool | None = None
     continues: bool = False
+    cache_salt: str = ""
+    priority: int = 0
 
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
@@ -187,6 +193,8 @@ def parse_chat(raw: bytes) -> ChatRequest:
         sampling=_sampling(body),
         enable_thinking=_enable_thinking(body),
         continues=_continues(body, messages),
+        cache_salt=body.cache_salt or "",
+        priority=body.priority or 0,
     )
 
 

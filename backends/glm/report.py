@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
-from backends.glm.engine import SLOTS, EngineLoad
+from backends.glm.engine import EngineLoad
 from backends.glm.service import Service
 
 WATCH_INTERVAL_S = 1.0  # a silent line means a dead worker, so there is one at least this often
@@ -104,16 +104,7 @@ class LoadReporter:
         serving = self._service.serving
         if serving is not None:
             return serving.engine.load()
-        return EngineLoad(
-            slots=SLOTS,
-            running=0,
-            waiting=0,
-            queue_limit=0,
-            decode_tokens_per_s=0.0,
-            prefill_tokens_per_s=0.0,
-            kv_tokens_used=0,
-            kv_tokens_total=0,
-        )
+        return EngineLoad()
 
 
 def _visible_in(report: dict[str, Any]) -> tuple[Any, ...]:

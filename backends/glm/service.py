@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from backends.glm.types import Prompt
 PREPARE_THREADS = 2
 
 State = Literal["loading", "ok", "draining"]
+Events = asyncio.Queue[tuple[int, Event]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +46,38 @@ class Conversation:
 
     request: ChatRequest
     prompt: Prompt
-    events: asyncio.Queue[tuple[int, Event]]
+    events: Events
     spelled: Callable[[int], bytes]
+
+
+class Mail:
+    """Carries events from the engine's thread to the event loop.
+
+    A step of the engine ends with an event for each of many requests; they cross together, because
+    waking the loop costs more than all of them.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._posted: deque[tuple[Events, int, Event]] = deque()
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver on this loop."""
+        self._loop = loop
+
+    def post(self, queue: Events, choice: int, event: Event) -> None:
+        """An event of this answer, from any thread."""
+        self._posted.append((queue, choice, event))
+        if len(self._posted) == 1 and self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the loop is closed: the process ends, nobody listens
+                return
+
+    def _deliver(self) -> None:
+        while self._posted:
+            queue, choice, event = self._posted.popleft()
+            queue.put_nowait((choice, event))
 
 
 class Service:
@@ -65,6 +97,7 @@ class Service:
         self._draining = False
         self._inside = 0
         self._on_change = on_change
+        self._mail = Mail()
         self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="glm-prepare")
 
     @property
@@ -109,14 +142,8 @@ class Service:
         try:
             loop = asyncio.get_running_loop()
             # bounded by the request's max_tokens
-            events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-            def emit(choice: int, event: Event) -> None:
-                try:
-                    loop.call_soon_threadsafe(events.put_nowait, (choice, event))
-                except RuntimeError:  # the loop is closed: the process ends, nobody listens
-                    return
-
+            events: Events = asyncio.Queue()
+            self._mail.bind(loop)
             prepared = await loop.run_in_executor(self._prepare_pool, self._prepare, serving, raw)
             # How many answers are wanted is known only now; the further ones need places, too.
             for _ in prepared.plans[1:]:
@@ -128,7 +155,9 @@ class Service:
                     stop_ids=plan.stop_ids,
                     max_tokens=plan.max_tokens,
                     output=plan.output,
-                    emit=partial(emit, choice),
+                    emit=partial(self._mail.post, events, choice),
+                    tenant=prepared.request.cache_salt,
+                    priority=prepared.request.priority,
                     constraint=plan.constraint,
                 )
                 serving.engine.submit(ticket, job)

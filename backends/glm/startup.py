@@ -5,27 +5,35 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import time
+import os
+import queue
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 import transformers
 from PIL import Image
 
-from backends.glm.engine import Engine
+from backends.glm.capacity import Capacity, capacity
+from backends.glm.engine import Engine, Event, Failed, Finished, Job
 from backends.glm.errors import WorkerError
 from backends.glm.files import LoadError
+from backends.glm.linears import FloatMaker
 from backends.glm.load import Checkpoint, load_checkpoint
 from backends.glm.messages import ImagePart, Message, TextPart
 from backends.glm.options import Options
+from backends.glm.output import Output
 from backends.glm.protocol import ChatRequest
-from backends.glm.runner import Runner
+from backends.glm.runner import Runner, kv_token_bytes
+from backends.glm.scheduler import Rows, Scheduler
 from backends.glm.service import Serving
 from backends.glm.types import Sampling
 
 WARM_UP_ROUNDS = 2  # the first one pays for lazy initialisation and is not measured
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
 WARM_UP_SIDE_PX = 112
+MEMINFO = Path("/proc/meminfo")
 
 
 def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
@@ -47,42 +55,84 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         dtype=options.dtype,
         max_model_len=options.max_model_len,
     )
-    runner = Runner(checkpoint.model, checkpoint.device)
+    room = _room(options, checkpoint)
+    longest = min(checkpoint.max_model_len, room.kv_tokens)
+    checkpoint = replace(
+        checkpoint,
+        max_model_len=longest,
+        prompts=replace(checkpoint.prompts, max_model_len=longest),
+    )
     engine = Engine(
-        runner,
+        Runner(
+            checkpoint.model,
+            checkpoint.device,
+            rows=room.rows,
+            row_tokens=room.row_tokens,
+            make=FloatMaker(consume=True),
+        ),
+        scheduler=Scheduler(
+            rows=Rows(room.rows, room.row_tokens), slots=room.slots, step_tokens=room.step_tokens
+        ),
         queue_limit=options.queue,
-        kv_tokens_total=checkpoint.max_model_len,
         on_change=on_change,
     )
-    _warm_up(runner, engine, checkpoint)
     engine.start()
+    _warm_up(engine, checkpoint)
     return Serving(engine=engine, preparer=checkpoint.preparer(options.limits))
 
 
-def _warm_up(runner: Runner, engine: Engine, checkpoint: Checkpoint) -> None:
-    """One real generation with a picture: proves that the checkpoint works, and measures it."""
+def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
+    """Measured once the weights are there: what the cache may have of what is left."""
+    cuda = checkpoint.device.type == "cuda"
+    free_bytes = torch.cuda.mem_get_info(checkpoint.device)[0] if cuda else available_bytes()
+    return capacity(
+        options.capacity,
+        cuda=cuda,
+        free_bytes=free_bytes,
+        token_bytes=kv_token_bytes(checkpoint.model),
+        max_model_len=checkpoint.max_model_len,
+    )
+
+
+def available_bytes() -> int:
+    """Memory that this machine could still give to a process."""
+    try:
+        for line in MEMINFO.read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # not Linux: half of all
+
+
+def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Real generations with a picture: prove that the checkpoint works, and measure it."""
     try:
         prompt = checkpoint.prompts.build(_warm_up_chat())
-        tokens = min(WARM_UP_TOKENS, checkpoint.max_model_len - len(prompt.ids))
-        for measured in [False] * (WARM_UP_ROUNDS - 1) + [True]:
-            started_s = time.perf_counter()
-            generation = runner.open(prompt, Sampling(temperature=0.0))
-            generation.next_token()
-            first_s = time.perf_counter()
-            for _ in range(tokens - 1):
-                generation.next_token()
-            if measured:
-                ended_s = time.perf_counter()
-                engine.observe(
-                    prompt_tokens=len(prompt.ids),
-                    prefill_s=first_s - started_s,
-                    completion_tokens=tokens,
-                    decode_s=ended_s - first_s,
-                )
-    except (WorkerError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise LoadError(
-            f"The checkpoint loads but cannot answer a picture: {type(error).__name__}: {error}"
-        ) from error
+    except WorkerError as error:
+        raise _cannot_answer(error) from error
+    room = checkpoint.prompts.max_model_len - len(prompt.ids)
+    for _ in range(WARM_UP_ROUNDS):
+        engine.forget_speeds()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        job = Job(
+            prompt=prompt,
+            sampling=Sampling(temperature=0.0),
+            stop_ids=frozenset(),
+            max_tokens=min(WARM_UP_TOKENS, room),
+            output=Output(checkpoint.tokenizer.bytes_of, think_ids=(None, None), thinking="closed"),
+            emit=events.put,
+        )
+        engine.submit(engine.admit(), job)
+        while not isinstance(event := events.get(), Finished | Failed):
+            pass
+        if isinstance(event, Failed):
+            raise _cannot_answer(event.detail)
+
+
+def _cannot_answer(why: object) -> LoadError:
+    return LoadError(f"The checkpoint loads but cannot answer a picture: {why}")
 
 
 def _warm_up_chat() -> ChatRequest:

@@ -31,6 +31,7 @@ def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A worker process with the shipped checkpoint."""
     port_file = tmp_path_factory.mktemp("worker") / "port"
     command = [sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1"]
+    command += ["--slots", "2"]  # so few that a crowd has to queue
     process = subprocess.Popen(
         [*command, "--port-file", str(port_file)],
         stdout=subprocess.DEVNULL,

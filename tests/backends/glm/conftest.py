@@ -22,8 +22,11 @@ from backends.glm.report import Changes, LoadReporter
 from backends.glm.server import make_app
 from backends.glm.service import Service, Serving
 
-from .scripted import QUEUE_LIMIT
+from .scripted import QUEUE_LIMIT, scheduler
 from .tiny import make_checkpoint
+
+# Two threads that wait for each other on a shared core take longer than one alone.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +36,6 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(checkpoint_path: Path) -> Checkpoint:
-    # Two threads that wait for each other on a shared core take longer than one alone.
-    torch.set_num_threads(1)
     return load_checkpoint(checkpoint_path, device="cpu", dtype="float32")
 
 
@@ -48,22 +49,22 @@ class Served:
     reporter: LoadReporter
 
 
-Serve = Callable[[Runner], AbstractAsyncContextManager[Served]]
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 @pytest.fixture
 def serve(checkpoint: Checkpoint) -> Serve:
-    """`async with serve(runner) as served`: a server on a free port of the loopback."""
+    """`async with serve(runner, slots=1) as served`: a server on a free port of the loopback."""
 
     @asynccontextmanager
-    async def running(runner: Runner) -> AsyncIterator[Served]:
+    async def running(runner: Runner, slots: int = 1) -> AsyncIterator[Served]:
         changes = Changes(asyncio.get_running_loop())
         service = Service(names=("tiny", "alias"), worker="w", on_change=changes.notify)
         reporter = LoadReporter(service, changes)
         engine = Engine(
             runner,
+            scheduler=scheduler(slots, row_tokens=checkpoint.max_model_len),
             queue_limit=QUEUE_LIMIT,
-            kv_tokens_total=checkpoint.max_model_len,
             on_change=changes.notify,
         )
         engine.start()

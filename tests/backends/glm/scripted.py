@@ -5,18 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from backends.glm.types import Constraint, Drawn, Prompt, Sampling
+from backends.glm.engine import Job
+from backends.glm.scheduler import Rows, Scheduler
+from backends.glm.types import Drawn
 
 QUEUE_LIMIT = 2
+ROWS, ROW_TOKENS = 1, 4096
+
+
+def scheduler(
+    slots: int = 1, *, rows: int = ROWS, row_tokens: int = ROW_TOKENS, step_tokens: int = 4096
+) -> Scheduler:
+    """Room for as many requests as a test wants to run at once."""
+    return Scheduler(rows=Rows(max(rows, slots), row_tokens), slots=slots, step_tokens=step_tokens)
 
 
 class Script:
-    """A `Runner`. With `gated`, each step waits for one `allow()`; `steps` counts those taken."""
+    """A `Runner`. With `gated`, each step waits for one `allow()`; `steps` counts those taken.
+
+    Every request plays the script from its start, and again at its end. `fail_at`: the token of a
+    request at which the model breaks; `sizes`: how many tokens of each member every step took.
+    """
 
     def __init__(self, ids: Sequence[int], *, gated: bool = False, fail_at: int = -1) -> None:
         self.ids = ids
         self.fail_at = fail_at
-        self.steps = 0
+        self.steps = self.closed = 0
+        self.sizes: list[list[int]] = []
         self.entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0) if gated else None
 
@@ -24,31 +39,34 @@ class Script:
         assert self._gate is not None
         self._gate.release(steps)
 
-    def open(
-        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None = None
-    ) -> ScriptStepper:
-        return ScriptStepper(self, len(prompt.ids))
+    def open(self, job: Job, row: int) -> Play:
+        return Play(len(job.prompt.ids))
 
-    def step(self, index: int) -> int:
+    def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | None]:
         self.entered.release()
         if self._gate is not None and not self._gate.acquire(timeout=20):
             raise RuntimeError("the test never allowed this step")
         self.steps += 1
-        if index == self.fail_at:
-            raise RuntimeError("the device caught fire")
-        return self.ids[index % len(self.ids)]
+        self.sizes.append([tokens for _, tokens in work])
+        for play, tokens in work:
+            if play.left <= tokens and play.index == self.fail_at:
+                raise RuntimeError("the device caught fire")
+        return [self._next(play, tokens) for play, tokens in work]
+
+    def close(self, generation: Play) -> None:
+        self.closed += 1
+
+    def _next(self, play: Play, tokens: int) -> Drawn | None:
+        play.left = max(0, play.left - tokens)
+        if play.left:
+            return None
+        play.index += 1
+        return Drawn(self.ids[(play.index - 1) % len(self.ids)])
 
 
-class ScriptStepper:
-    """One play of the script; it starts again at its end."""
+class Play:
+    """One play of the script. `left`: prompt tokens not read yet; `index`: tokens given."""
 
-    def __init__(self, script: Script, prompt_tokens: int) -> None:
-        self._script = script
-        self._index = 0
-        self.kv_tokens = prompt_tokens
-
-    def next_token(self) -> Drawn:
-        token_id = self._script.step(self._index)
-        self._index += 1
-        self.kv_tokens += 1
-        return Drawn(token_id)
+    def __init__(self, prompt_tokens: int) -> None:
+        self.left = prompt_tokens
+        self.index = 0

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import queue
 from collections.abc import Iterator
 
 import pytest
 
-from backends.glm.engine import ABORTED, Engine, Event, Failed, Finished, Job, Progress, Rate
+from backends.glm.engine import ABORTED, Engine, Event, Failed, Finished, Job, Progress
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.output import Output
 from backends.glm.types import Prompt, Sampling
 
-from .scripted import Script
+from .scripted import Script, scheduler
 
 STOP = 0
 PROMPT = Prompt(ids=[7] * 10, image_token_id=-1, pixels=None, thinking="closed")
@@ -52,12 +53,6 @@ def job(inbox: Inbox, *, max_tokens: int = 100, stops: tuple[str, ...] = ()) -> 
     )
 
 
-def observe(engine: Engine, prefill_s: float, completion: int, decode_s: float) -> None:
-    engine.observe(
-        prompt_tokens=100, prefill_s=prefill_s, completion_tokens=completion, decode_s=decode_s
-    )
-
-
 class Bench:
     """An engine over a script, stopped at the end of the test."""
 
@@ -65,11 +60,13 @@ class Bench:
         self.engines: list[Engine] = []
         self.changes: queue.Queue[None] = queue.Queue()
 
-    def start(self, script: Script, queue_limit: int = 2) -> Engine:
+    def start(
+        self, script: Script, queue_limit: int = 2, slots: int = 1, step_tokens: int = 4096
+    ) -> Engine:
         engine = Engine(
             script,
+            scheduler=scheduler(slots, row_tokens=128, step_tokens=step_tokens),
             queue_limit=queue_limit,
-            kv_tokens_total=64,
             on_change=lambda: self.changes.put(None),
         )
         engine.start()
@@ -145,12 +142,23 @@ def test_a_full_queue_says_when_to_come_back(bench: Bench) -> None:
 
 
 def test_retry_after_grows_with_the_measured_turn(bench: Bench) -> None:
-    engine = bench.start(Script(b"a"), queue_limit=0)
-    observe(engine, 2.0, 50, 9.5)
+    now_s = itertools.count(step=2.5)  # every look at the clock is 2.5 s after the last one
+    engine = Engine(
+        Script(b"a"),
+        scheduler=scheduler(),
+        queue_limit=0,
+        on_change=lambda: bench.changes.put(None),
+        clock=lambda: float(next(now_s)),
+    )
+    engine.start()
+    bench.engines.append(engine)
+    inbox = Inbox()
+    engine.submit(engine.admit(), job(inbox, max_tokens=1))
+    inbox.last()  # started, one step begun and ended: three looks, so 5 s in the slot
     engine.admit()
     with pytest.raises(WorkerBusy) as caught:
         engine.admit()
-    assert caught.value.retry_after_s == 12
+    assert caught.value.retry_after_s == 5
 
 
 def test_abort_while_running_takes_effect_after_the_step_that_runs(bench: Bench) -> None:
@@ -235,27 +243,77 @@ def test_stopping_tells_everybody(bench: Bench) -> None:
 
 def test_cache_use_is_reported_while_a_request_runs(bench: Bench) -> None:
     script = Script(b"ab", gated=True)
-    engine, inbox = bench.start(script), Inbox()
+    engine, inbox = bench.start(script, slots=2), Inbox()
     engine.submit(engine.admit(), job(inbox, max_tokens=2))
     script.allow(1)
     assert isinstance(inbox.next(), Progress)
-    assert (engine.load().kv_tokens_used, engine.load().kv_tokens_total) == (11, 64)
+    assert (engine.load().kv_tokens_used, engine.load().kv_tokens_total) == (128, 256)
     script.allow(1)
     inbox.last()
     assert engine.load().kv_tokens_used == 0
 
 
-def test_speeds_are_measured_and_short_answers_do_not_count_as_decoding(bench: Bench) -> None:
-    engine = bench.start(Script(b"a"))
+def test_speeds_are_those_of_the_steps(bench: Bench) -> None:
+    engine, inbox = bench.start(Script(b"a")), Inbox()
     assert engine.load().decode_tokens_per_s == 0.0
-    observe(engine, 0.5, 2, 0.0001)
-    assert (engine.load().prefill_tokens_per_s, engine.load().decode_tokens_per_s) == (200.0, 0.0)
-    observe(engine, 0.5, 11, 2.0)
-    assert engine.load().decode_tokens_per_s == 5.0
+    engine.submit(engine.admit(), job(inbox, max_tokens=5))
+    inbox.last()
+    load = engine.load()
+    assert load.prefill_tokens_per_s > 0
+    assert load.decode_tokens_per_s == load.decode_tokens_per_s_total > 0  # one request alone
+    engine.forget_speeds()
+    assert engine.load().decode_tokens_per_s_total == 0.0
 
 
-def test_a_rate_weighs_requests_by_their_size() -> None:
-    rate = Rate()
-    rate.add(1000, 1.0)
-    rate.add(5, 0.05)  # 100 a second: mostly overhead
-    assert 900 < rate.per_second < 1000
+def test_requests_join_and_leave_between_steps(bench: Bench) -> None:
+    script = Script(b"abc", gated=True)
+    engine, first, second, third = bench.start(script, slots=2), Inbox(), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(first, max_tokens=3))
+    script.allow(1)
+    assert isinstance(first.next(), Progress)
+    script.entered.acquire(timeout=WAIT_S)
+    script.entered.acquire(timeout=WAIT_S)  # inside the second step
+    engine.submit(engine.admit(), job(second, max_tokens=2))
+    engine.submit(engine.admit(), job(third, max_tokens=1))
+    script.allow(2)  # the rest of the first, with the second beside it
+    assert first.last()[0] == "bc"
+    script.allow(1)
+    assert (second.last()[0], third.last()[0]) == ("ab", "a")
+    assert script.sizes == [[10], [1], [1, 10], [1, 10]]
+    bench.counts(engine, 0, 0)
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_others(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine, talking, reading = bench.start(script, slots=2, step_tokens=4), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(talking, max_tokens=6))
+    script.allow(3)
+    assert isinstance(talking.next(), Progress)
+    for _ in range(4):
+        script.entered.acquire(timeout=WAIT_S)  # inside the fourth step
+    engine.submit(engine.admit(), job(reading, max_tokens=1))
+    script.allow(5)
+    assert (talking.last()[0], reading.last()[0]) == ("babab", "a")
+    assert script.sizes == [[4], [4], [2], [1], [1, 3], [1, 3], [1, 3], [1, 1]]
+
+
+def test_only_the_one_at_fault_is_given_up(bench: Bench) -> None:
+    script = Script(b"abc", fail_at=2, gated=True)
+    engine, broken, good = bench.start(script, slots=2), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(broken, max_tokens=3))
+    script.allow(1)
+    broken.next()
+    engine.submit(engine.admit(), job(good, max_tokens=2))
+    script.allow(20)
+    assert isinstance(broken.last()[1], Failed)
+    assert good.last()[0] == "ab"
+    bench.counts(engine, 0, 0)
+
+
+def test_what_never_fits_is_the_fault_of_who_submits_it(bench: Bench) -> None:
+    engine = bench.start(Script(b"a"))
+    ticket = engine.admit()
+    with pytest.raises(ValueError, match="whole cache"):
+        engine.submit(ticket, job(Inbox(), max_tokens=1000))
+    engine.abort(ticket)
+    bench.counts(engine, 0, 0)

@@ -24,6 +24,7 @@ from .scripted import QUEUE_LIMIT, Script
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WAIT_S = 20
+SLOTS = 3  # of the real model, where a test runs it
 
 
 @asynccontextmanager
@@ -44,7 +45,9 @@ def control(checkpoint: Checkpoint, literal: str) -> int:
 
 
 def real(checkpoint: Checkpoint) -> Runner:
-    return Runner(checkpoint.model, checkpoint.device)
+    return Runner(
+        checkpoint.model, checkpoint.device, rows=SLOTS, row_tokens=checkpoint.max_model_len
+    )
 
 
 async def until(served: Served, running: int, waiting: int) -> None:
@@ -321,8 +324,9 @@ async def test_health_models_and_load(checkpoint: Checkpoint, serve: Serve) -> N
         first, second = (await get("/load"))[1], (await get("/load"))[1]
         assert set(first) == {
             "engine", "model", "worker", "pid", "slots", "running", "waiting", "queue_limit",
-            "decode_tokens_per_s", "prefill_tokens_per_s", "kv_tokens_used", "kv_tokens_total",
-            "max_model_len", "state", "seq", "image_limits",
+            "decode_tokens_per_s", "decode_tokens_per_s_total",
+            "prefill_tokens_per_s", "kv_tokens_used", "kv_tokens_total", "max_model_len", "state",
+            "seq", "image_limits",
         }  # fmt: skip
         assert first["seq"] < second["seq"]
         assert (first["worker"], first["state"], first["slots"]) == ("w", "ok", 1)
@@ -419,7 +423,7 @@ async def test_many_callers_of_whom_some_leave(checkpoint: Checkpoint, serve: Se
                 return None
             await asyncio.sleep(0.02)
 
-    async with serve(runner) as served, aiohttp.ClientSession(served.url) as http:
+    async with serve(runner, SLOTS) as served, aiohttp.ClientSession(served.url) as http:
         results = await asyncio.gather(*(ask(http, number) for number in range(40)))
         await until(served, running=0, waiting=0)
         alone = dict([await ask_alone(http, number) for number in range(3)])

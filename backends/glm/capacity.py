@@ -1,0 +1,57 @@
+"""How many requests run at once, and how much cache they share. Pure: sizes in, sizes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLOTS_CPU, SLOTS_CUDA = 32, 64  # a step of so many costs little more than one of a few
+# Of what is free once the weights are loaded. A CPU's memory belongs to others as well.
+SHARE_CPU, SHARE_CUDA = 0.25, 0.80
+# Prompt tokens read in one step, between two tokens of everybody's answer: long enough that the
+# products are limited by arithmetic, short enough that nobody's stream pauses noticeably.
+STEP_TOKENS_CPU, STEP_TOKENS_CUDA = 512, 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """`rows` rows of `row_tokens` entries; `slots` requests at most; `step_tokens` of one step."""
+
+    slots: int
+    rows: int
+    row_tokens: int
+    step_tokens: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """All entries, and so the longest possible request."""
+        return self.rows * self.row_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the operator set; 0: choose."""
+
+    slots: int = 0
+    kv_tokens: int = 0
+    step_tokens: int = 0
+
+
+def capacity(
+    asked: Asked, *, cuda: bool, free_bytes: int, token_bytes: int, max_model_len: int
+) -> Capacity:
+    """`free_bytes`: memory of the device beside the weights; `token_bytes`: of one cache entry.
+
+    Every slot has a row. A row is as long as a fair part of the cache, but never longer than a
+    request can be; a longer request takes several rows, and fewer run at once.
+    """
+    slots = asked.slots or (SLOTS_CUDA if cuda else SLOTS_CPU)
+    tokens = asked.kv_tokens
+    if not tokens:
+        share = SHARE_CUDA if cuda else SHARE_CPU
+        tokens = max(slots, int(free_bytes * share) // token_bytes)
+    return Capacity(
+        slots=slots,
+        rows=slots,
+        row_tokens=max(1, min(max_model_len, tokens // slots)),
+        step_tokens=asked.step_tokens or (STEP_TOKENS_CUDA if cuda else STEP_TOKENS_CPU),
+    )

@@ -1,0 +1,54 @@
+"""How fast the engine is, measured from its own steps. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+EWMA_WEIGHT = 0.3  # of the newest request: a few requests forget an unusual one
+STEP_WEIGHT = 0.02  # of the newest step: about the last fifty
+RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
+
+
+@dataclass(slots=True)
+class Rate:
+    """Amount per second: a ratio of two exponentially weighted sums, so that a request of 5 tokens,
+    which mostly measures overhead, weighs less than one of 2,000."""
+
+    weight: float = EWMA_WEIGHT
+    amount: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        """Take in one sample."""
+        self.amount += self.weight * (amount - self.amount)
+        self.seconds += self.weight * (seconds - self.seconds)
+
+    @property
+    def per_second(self) -> float:
+        """0.0 before the first sample."""
+        return self.amount / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Speeds:
+    """`prefill`: prompt tokens of a request, from its start to its first token; `decode`: steps, so
+    tokens of one request while it decodes; `total`: tokens of all requests in those steps;
+    `requests`: how many one slot serves."""
+
+    prefill: Rate = field(default_factory=Rate)
+    decode: Rate = field(default_factory=lambda: Rate(weight=STEP_WEIGHT))
+    total: Rate = field(default_factory=lambda: Rate(weight=STEP_WEIGHT))
+    requests: Rate = field(default_factory=Rate)
+
+    def step(self, *, decoded: int, seconds: float) -> None:
+        """Take in one step that gave `decoded` requests a token each."""
+        if decoded:
+            self.decode.add(1, seconds)
+            self.total.add(decoded, seconds)
+
+    def retry_after_s(self, *, ahead: int, slots: int) -> int:
+        """Seconds until `ahead` requests have left `slots` slots, rounded up; 1 if unmeasured."""
+        rate = self.requests.per_second * slots
+        turn_s = ahead / rate if rate > 0 else 1.0
+        return min(RETRY_AFTER_MAX_S, max(1, math.ceil(turn_s)))

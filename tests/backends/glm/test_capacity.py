@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from backends.glm.capacity import (
+    SLOTS_CPU,
+    SLOTS_CUDA,
+    STEP_TOKENS_CPU,
+    STEP_TOKENS_CUDA,
+    Asked,
+    Capacity,
+    capacity,
+)
+
+GIB = 2**30
+
+
+DEFAULT = Asked()
+
+
+def room(
+    asked: Asked = DEFAULT, *, cuda: bool = False, free: int = GIB, context: int = 4096
+) -> Capacity:
+    return capacity(asked, cuda=cuda, free_bytes=free, token_bytes=40_960, max_model_len=context)
+
+
+def test_the_device_decides() -> None:
+    cpu, cuda = room(), room(cuda=True)
+    assert (cpu.slots, cpu.step_tokens) == (SLOTS_CPU, STEP_TOKENS_CPU)
+    assert (cuda.slots, cuda.step_tokens) == (SLOTS_CUDA, STEP_TOKENS_CUDA)
+    assert cpu.kv_tokens * 40_960 <= GIB / 4
+    assert cuda.kv_tokens * 40_960 <= GIB * 0.8
+
+
+def test_a_row_is_no_longer_than_a_request_can_be() -> None:
+    assert room(free=10**15).row_tokens == 4096
+    assert room(free=10**15).kv_tokens == SLOTS_CPU * 4096
+
+
+def test_the_operator_decides() -> None:
+    made = room(Asked(slots=3, kv_tokens=300, step_tokens=7))
+    assert (made.slots, made.rows, made.row_tokens, made.step_tokens) == (3, 3, 100, 7)
+
+
+@pytest.mark.parametrize("free", [0, 1, 10**6])
+def test_something_is_left_however_small_the_memory(free: int) -> None:
+    assert room(free=free).row_tokens >= 1
