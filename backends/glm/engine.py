@@ -24,7 +24,7 @@ from backends.glm.deltas import Delta
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.output import Output
 from backends.glm.scheduler import Entry, Scheduler
-from backends.glm.speeds import Speeds
+from backends.glm.speeds import EngineLoad, Speeds
 from backends.glm.types import Constraint, Drawn, Prompt, Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -105,22 +105,6 @@ class Ticket:
     admitted_s: float
     aborted: bool = False
     live: bool = True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLoad:
-    """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
-    request, and of all together. `kv_tokens_used`: entries allotted to running requests."""
-
-    slots: int = 0
-    running: int = 0
-    waiting: int = 0
-    queue_limit: int = 0
-    decode_tokens_per_s: float = 0.0
-    decode_tokens_per_s_total: float = 0.0
-    prefill_tokens_per_s: float = 0.0
-    kv_tokens_used: int = 0
-    kv_tokens_total: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
-from backends.glm.engine import EngineLoad
 from backends.glm.service import Service
+from backends.glm.speeds import EngineLoad
 
 WATCH_INTERVAL_S = 1.0  # a silent line means a dead worker, so there is one at least this often
 WATCH_COALESCE_S = 0.02  # a burst of 50 requests is one line, not 100

@@ -1,4 +1,4 @@
-"""How fast the engine is, measured from its own steps. Pure."""
+"""How busy and how fast the engine is, measured from its own steps. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from dataclasses import dataclass, field
 EWMA_WEIGHT = 0.3  # of the newest request: a few requests forget an unusual one
 STEP_WEIGHT = 0.02  # of the newest step: about the last fifty
 RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLoad:
+    """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
+    request, and of all together. `kv_tokens_used`: entries allotted to running requests."""
+
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    queue_limit: int = 0
+    decode_tokens_per_s: float = 0.0
+    decode_tokens_per_s_total: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
 
 
 @dataclass(slots=True)
