@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,36 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: the checkpoint's own on a GPU, float32 on a CPU",
     )
     add("--threads", type=_at_least(0), default=0, help="CPU threads; 0: torch decides (default)")
-    add(
-        "--queue",
-        type=_at_least(0),
-        default=QUEUE_DEFAULT,
-        metavar="N",
-        help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
-    )
-    add(
-        "--slots",
-        type=_at_least(0),
-        default=0,
-        metavar="N",
-        help="requests that run at once; 0: chosen for the device (default)",
-    )
-    add(
-        "--kv-tokens",
-        type=_at_least(0),
-        default=0,
-        metavar="N",
-        help="size of the cache, in tokens of all requests that run (prompts and output limits "
-        "together); 0: a share of the free memory (default)",
-    )
-    add(
-        "--step-tokens",
-        type=_at_least(0),
-        default=0,
-        metavar="N",
-        help="prompt tokens read between two tokens of running answers: more shortens the wait for "
-        "a first token, less keeps streams smooth; 0: chosen for the device (default)",
-    )
+    _add_batch(add)
     add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
     add(
         "--served-name",
@@ -172,6 +143,40 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures in one request; one with more is refused with 400 (default: %(default)s)",
     )
     return parser
+
+
+def _add_batch(add: Callable[..., object]) -> None:
+    """How many requests at once, and how much of the device they may have."""
+    add(
+        "--queue",
+        type=_at_least(0),
+        default=QUEUE_DEFAULT,
+        metavar="N",
+        help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
+    )
+    add(
+        "--slots",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="requests that run at once; 0: chosen for the device (default)",
+    )
+    add(
+        "--kv-tokens",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="size of the cache, in tokens of all requests that run (prompts and output limits "
+        "together); 0: a share of the free memory (default)",
+    )
+    add(
+        "--step-tokens",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="prompt tokens read between two tokens of running answers: more shortens the wait for "
+        "a first token, less keeps streams smooth; 0: chosen for the device (default)",
+    )
 
 
 class _at_least:
