@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from backends.glm.kv import KvCache, attend
 from backends.glm.linears import Linear, Maker
+from backends.glm.quantize import Int8Linear
 from backends.glm.step import Step
 
 # One code in transformers under two names. GLM-4.6V-Flash is a `glm4v` checkpoint.
@@ -37,7 +38,7 @@ def claims(model: Any) -> bool:
     return (
         text.hidden_act == "silu"
         and text.rope_parameters.get("rope_type", "default") == "default"
-        and all(type(module) is nn.Linear for module in [*linears, model.lm_head])
+        and all(type(module) in (nn.Linear, Int8Linear) for module in [*linears, model.lm_head])
     )
 
 

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from backends.glm.quantize import Int8Linear, product
+
 PACKED_ELEMENTS_MIN = 1 << 20  # below, both products are as fast or MKL's is faster (1 to 64 rows)
 
 
@@ -75,15 +77,30 @@ def joined(modules: Sequence[Any]) -> tuple[Any, Any | None]:
         return weights[0], None if biases[0] is None else biases[0].detach()
     if all(bias is None for bias in biases):
         return torch.cat(weights), None
+    known = next(bias for bias in biases if bias is not None)  # an int8 weight has another type
     filled = [
-        weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+        torch.zeros(weight.shape[0], dtype=known.dtype, device=known.device)
+        if bias is None
+        else bias.detach()
         for weight, bias in zip(weights, biases, strict=True)
     ]
     return torch.cat(weights), torch.cat(filled)
 
 
-class FloatMaker:
-    """Makes plain or packed matrices, whichever is faster for the size and device."""
+class Int8Product:
+    """A matrix that was quantised while loading."""
+
+    def __init__(self, weight: Any, scale: Any, bias: Any | None) -> None:
+        self.out_features = int(weight.shape[0])
+        self._weight, self._scale, self._bias = weight, scale.detach(), bias
+
+    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+        return product(x, self._weight, self._scale, self._bias)
+
+
+class MatrixMaker:
+    """Makes what the checkpoint holds: int8 matrices, else plain or packed ones, whichever is
+    faster for the size and device."""
 
     def __init__(self, *, consume: bool = False) -> None:
         """`consume`: empty each module once its matrix is made, so that the model is not held
@@ -93,7 +110,9 @@ class FloatMaker:
     def __call__(self, name: str, modules: Sequence[Any]) -> Linear:
         weight, bias = joined(modules)
         made: Linear
-        if packs(weight):
+        if isinstance(modules[0], Int8Linear):
+            made = Int8Product(weight, torch.cat([m.weight_scale for m in modules]), bias)
+        elif packs(weight):
             made = PackedLinear(weight, bias)
         else:
             made = PlainLinear(weight, bias)

@@ -28,6 +28,7 @@ from backends.glm.images import Vision
 from backends.glm.limits import Limits
 from backends.glm.prepare import Preparer
 from backends.glm.prompt import PromptBuilder
+from backends.glm.quantize import Int8Config
 from backends.glm.tokenizer import GlmTokenizer, UnsupportedTokenizer
 from backends.glm.types import Sampling
 
@@ -57,18 +58,24 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, *, device: str = "auto", dtype: str = "auto", max_model_len: int | None = None
+    path: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    max_model_len: int | None = None,
 ) -> Checkpoint:
     """Load a checkpoint folder for inference.
 
     `device`: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"; `dtype`: "auto" (the
     checkpoint's own on a GPU, float32 on a CPU), "float32", "bfloat16" or "float16";
-    `max_model_len` lowers the checkpoint's limit.
+    `quantize`: "none", or "int8" for matrices in one byte a weight; `max_model_len` lowers the
+    checkpoint's limit.
 
     Raises: LoadError.
     """
     check_files(path)
-    target = _device(device)
+    target = find_device(device)
     config = _read(path, "config.json", reader=AutoConfig.from_pretrained)
     fast = _read(path, "tokenizer.json", reader=AutoTokenizer.from_pretrained)
     processor = _read(
@@ -87,6 +94,7 @@ def load_checkpoint(
         config=config,
         dtype=_dtype(dtype, target),
         use_safetensors=True,
+        **({"quantization_config": Int8Config()} if quantize == "int8" else {}),
     )
     if not hasattr(getattr(model, "model", None), "get_rope_index"):
         raise LoadError(f"{config.model_type} is not a model of the GLM-4V family (config.json).")
@@ -117,7 +125,8 @@ def _read(path: Path, what: str, *, reader: Any, **options: Any) -> Any:
         ) from error
 
 
-def _device(name: str) -> Any:
+def find_device(name: str) -> Any:
+    """The torch device that `--device` means. Raises: LoadError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -16,7 +16,7 @@ import torch
 from backends.glm.engine import Job
 from backends.glm.kv import KvCache, KvShape, pieces_of
 from backends.glm.lean import LeanText, claims
-from backends.glm.linears import FloatMaker, Maker
+from backends.glm.linears import Maker, MatrixMaker
 from backends.glm.positions import rope_positions
 from backends.glm.sampling import Sampler, pick_all
 from backends.glm.step import Step, TextModel
@@ -65,7 +65,7 @@ class Runner:
         self._cache = KvCache(self._shape, dtype=self._dtype, device=device)
         self.lean = claims(model)
         self._text: TextModel = (
-            LeanText(model, make or FloatMaker()) if self.lean else StockText(model)
+            LeanText(model, make or MatrixMaker()) if self.lean else StockText(model)
         )
 
     def open(self, job: Job, row: int) -> Generation:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import os
 import queue
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import transformers
@@ -19,11 +17,13 @@ from backends.glm.capacity import Capacity, capacity
 from backends.glm.engine import Engine, Event, Failed, Finished, Job
 from backends.glm.errors import WorkerError
 from backends.glm.files import LoadError
-from backends.glm.linears import FloatMaker
+from backends.glm.linears import MatrixMaker
 from backends.glm.load import Checkpoint, load_checkpoint
+from backends.glm.memory import host_free_bytes
 from backends.glm.messages import ImagePart, Message, TextPart
 from backends.glm.options import Options
 from backends.glm.output import Output
+from backends.glm.preflight import ensure_fits
 from backends.glm.protocol import ChatRequest
 from backends.glm.runner import Runner, kv_token_bytes
 from backends.glm.scheduler import Rows, Scheduler
@@ -33,7 +33,6 @@ from backends.glm.types import Sampling
 WARM_UP_ROUNDS = 2  # the first one pays for lazy initialisation and is not measured
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
 WARM_UP_SIDE_PX = 112
-MEMINFO = Path("/proc/meminfo")
 
 
 def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
@@ -49,10 +48,12 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
     logging.getLogger("transformers").setLevel(logging.WARNING)
     if options.threads:
         torch.set_num_threads(options.threads)
+    ensure_fits(options)
     checkpoint = load_checkpoint(
         options.model,
         device=options.device,
         dtype=options.dtype,
+        quantize=options.quantize,
         max_model_len=options.max_model_len,
     )
     room = _room(options, checkpoint)
@@ -68,7 +69,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
             checkpoint.device,
             rows=room.rows,
             row_tokens=room.row_tokens,
-            make=FloatMaker(consume=True),
+            make=MatrixMaker(consume=True),
         ),
         scheduler=Scheduler(
             rows=Rows(room.rows, room.row_tokens), slots=room.slots, step_tokens=room.step_tokens
@@ -84,7 +85,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
 def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
     """Measured once the weights are there: what the cache may have of what is left."""
     cuda = checkpoint.device.type == "cuda"
-    free_bytes = torch.cuda.mem_get_info(checkpoint.device)[0] if cuda else available_bytes()
+    free_bytes = torch.cuda.mem_get_info(checkpoint.device)[0] if cuda else host_free_bytes()
     return capacity(
         options.capacity,
         cuda=cuda,
@@ -92,18 +93,6 @@ def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
         token_bytes=kv_token_bytes(checkpoint.model),
         max_model_len=checkpoint.max_model_len,
     )
-
-
-def available_bytes() -> int:
-    """Memory that this machine could still give to a process."""
-    try:
-        for line in MEMINFO.read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name == "MemAvailable":
-                return int(rest.split()[0]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # not Linux: half of all
 
 
 def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:

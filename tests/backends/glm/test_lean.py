@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, Glm4vConfig, Glm4vMoeConfi
 from backends.glm import linears
 from backends.glm.kv import KvCache, pieces_of
 from backends.glm.lean import ARCHITECTURES, LeanText, claims
-from backends.glm.linears import FloatMaker
+from backends.glm.linears import MatrixMaker
 from backends.glm.load import Checkpoint
 from backends.glm.runner import kv_shape
 from backends.glm.step import Step
@@ -71,7 +71,7 @@ def forward_of(model: Any, dtype: torch.dtype = torch.float32) -> tuple[Any, Any
     cache = KvCache(shape, dtype=dtype, device="cpu")
     with torch.inference_mode():
         theirs = model(input_ids=ids[None], position_ids=positions[:, None]).logits[0, -1:]
-        return LeanText(model, FloatMaker()).forward(step, cache), theirs
+        return LeanText(model, MatrixMaker()).forward(step, cache), theirs
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))

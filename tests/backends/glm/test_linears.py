@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from backends.glm import linears
-from backends.glm.linears import FloatMaker, PackedLinear, PlainLinear, joined, packs
+from backends.glm.linears import MatrixMaker, PackedLinear, PlainLinear, joined, packs
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -25,7 +25,7 @@ def test_the_product_is_that_of_the_module(packed: bool, bias: bool, rows: int) 
 def test_several_modules_side_by_side() -> None:
     torch.manual_seed(0)
     modules = [nn.Linear(8, 4), nn.Linear(8, 6, bias=False), nn.Linear(8, 2)]
-    made = FloatMaker()("layers.0.qkv", modules)
+    made = MatrixMaker()("layers.0.qkv", modules)
     x = torch.randn(5, 8)
     with torch.inference_mode():
         assert torch.allclose(made(x), torch.cat([m(x) for m in modules], dim=-1), atol=1e-6)
@@ -48,7 +48,7 @@ def test_a_consumed_module_is_empty_and_the_matrix_is_not(
     module = nn.Linear(8, 4)
     x = torch.randn(2, 8)
     expected = module(x).detach()
-    made = FloatMaker(consume=True)("out", [module])
+    made = MatrixMaker(consume=True)("out", [module])
     assert module.weight.numel() == 0
     with torch.inference_mode():
         assert torch.allclose(made(x), expected, atol=1e-6)
