@@ -6,6 +6,7 @@ Everything needs the admin token, also on loopback: another user of the machine 
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
@@ -15,11 +16,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 from aiohttp import web
 
+from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.errors import GatewayError
 from gateway.facts import new_request_id
 from gateway.gateway import Gateway
 from gateway.report import GROUPS, summarise
-from gateway.rows import Row
+from gateway.rows import Entry, Row
 from policies import sensitivity, tokens
 from policies.plan import plan
 from policies.types import (
@@ -57,6 +59,16 @@ class Described(msgspec.Struct, forbid_unknown_fields=True):
     slo: SloClass = SloClass.INTERACTIVE
 
 
+class HotPage(msgspec.Struct):
+    """A page of entries, in the order of booking. It is the last one when it is not full."""
+
+    marks: Marks
+    entries: list[Entry]
+
+
+_STREAM_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+
+
 def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
     """Every path of the admin port."""
     act = _Admin(gateway)
@@ -66,6 +78,7 @@ def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
         ("DELETE", "/admin/budgets", act.delete_budget),
         ("GET", "/admin/report", act.report),
         ("GET", "/admin/rows", act.rows),
+        ("GET", "/admin/entries", act.entries),
         ("GET", "/admin/till", act.till),
         ("GET", "/admin/pool", act.pool),
         ("POST", "/admin/explain", act.explain),
@@ -112,14 +125,26 @@ class _Admin:
         if by not in GROUPS:
             text = f"by must be one of {', '.join(GROUPS)}, got {by!r}"
             raise GatewayError(400, "invalid_value", text, param="by")
-        zone = ZoneInfo(self._gateway.config.timezone)
-        return _json(await summarise(self._rows(request), by=by, zone=zone))
+        zone, tenant = ZoneInfo(self._gateway.config.timezone), request.query.get("tenant")
+        rows = self._rows(request)
+        return _json(await summarise(rows, by=by, zone=zone, tenant=tenant))
 
     async def rows(self, request: web.Request) -> web.Response:
         wanted = request.query.get("request_id")
         return _json(
             [row async for row in self._rows(request) if wanted is None or row.request_id == wanted]
         )
+
+    async def entries(self, request: web.Request) -> web.Response:
+        """Rows by the id that they were booked under, and where the archive stands: what a reader
+        of both needs. after: the last id that is known already; without: the archive's cursor."""
+        hot = self._gateway.ledger.hot()
+        marks = await hot.look()
+        after = request.query.get("after") or marks.cursor
+        if after is not None and not _STREAM_ID.fullmatch(after):
+            text = f"after must be the id of an entry such as 1795338000123-0, got {after!r}"
+            raise GatewayError(400, "invalid_value", text, param="after")
+        return _json(HotPage(marks=marks, entries=await hot.entries(after, "+", limit=PAGE_ROWS)))
 
     async def till(self, _: web.Request) -> web.Response:
         return _json(await self._gateway.ledger.till())

@@ -22,6 +22,7 @@ from gateway.config_read import ConfigError, Invalid, Node, Secret, build, from_
 from gateway.config_schema import (
     DEFAULT_CLOUD,
     Algorithm,
+    ArchiveConfig,
     ArkConfig,
     AuthConfig,
     KeyConfig,
@@ -40,6 +41,7 @@ from gateway.config_schema import (
 
 __all__ = [
     "Algorithm",
+    "ArchiveConfig",
     "ArkConfig",
     "AuthConfig",
     "Config",
@@ -75,6 +77,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "YUZUI_LOG_LEVEL": "log.level",
     "YUZUI_ARK_BASE_URL": "ark.base_url",
     "ARK_API_KEY": "ark.api_key",
+    "YUZUI_ARCHIVE_URL": "archive.url",
     "YUZUI_AUTH_SECRET": "auth.secret",
     "YUZUI_JWKS_FILE": "auth.jwks_file",
     "YUZUI_JWKS_URL": "auth.jwks_url",
@@ -120,6 +123,7 @@ class Config(Section, frozen=True, kw_only=True):
     sensitivity: SensitivityConfig = SensitivityConfig()
     prices: PricesConfig = PricesConfig()
     local_cost: LocalCostConfig = LocalCostConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
 
@@ -168,6 +172,11 @@ class Config(Section, frozen=True, kw_only=True):
             if value is not None:
                 root.put(key, _literal(value, f"command line, {key}"))
         return build(root, cls)
+
+    @property
+    def archive_place(self) -> str:
+        """Where the archive is: a folder or a URL."""
+        return self.archive.url or str(self.data_dir / "archive")
 
     @property
     def starts_workers(self) -> int:

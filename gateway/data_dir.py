@@ -15,11 +15,13 @@ from gateway.keys import write_private
 
 
 class Running(msgspec.Struct, kw_only=True):
-    """What a running `yuzui up` wrote about itself, for the other commands."""
+    """What a running `yuzui up` wrote about itself, for the other commands. redis_url: of the
+    embedded server, which has no password; None where the settings name another."""
 
     pid: int
     url: str
     admin_url: str
+    redis_url: str | None = None
 
 
 class InUse(Exception):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from gateway import rows
+from gateway.archive.marks import Hot
 from gateway.budget_views import KEEP_FINISHED_S, BudgetStatus, BudgetViews
 from gateway.ledger_parts import (
     HOLD_S_MAX,
@@ -160,8 +161,8 @@ class Control:
             entries = await self._control.call(
                 "XRANGE", self._keys.rows, start, end, "COUNT", batch
             )
-            for _, flat in entries:
-                row = rows.decode(dict(zip(flat[::2], flat[1::2], strict=True)))
+            for stream_id, flat in entries:
+                row = rows.entry(stream_id, flat).row
                 if (since_ms is None or row.at_ms >= since_ms) and (
                     until_ms is None or row.at_ms < until_ms
                 ):
@@ -169,6 +170,10 @@ class Control:
             if len(entries) < batch:
                 return
             start = "(" + entries[-1][0].decode()
+
+    def hot(self) -> Hot:
+        """The rows as the archive sees them: by the id under which each was booked."""
+        return Hot(self._control, self._keys)
 
     async def till(self) -> Till:
         posted, held = await self._control.call("HMGET", self._keys.till, "posted", "held")

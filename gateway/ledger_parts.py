@@ -81,14 +81,15 @@ class HoldClosed(Exception):
 _LUA: Final = Path(__file__).parent / "lua"
 
 
-def _script(name: str) -> Script:
+def script(name: str) -> Script:
+    """A script of the books by its file's name; Redis knows it by the hash of its text."""
     common = (_LUA / "common.lua").read_text(encoding="utf-8")
     return Script(common + (_LUA / f"{name}.lua").read_text(encoding="utf-8"))
 
 
-RESERVE, MARK_SENT, SETTLE, VOID = map(_script, ("reserve", "mark_sent", "settle", "void"))
-SWEEP, LEASE, DEFINITIONS = map(_script, ("sweep", "lease", "definitions"))
-SET_BUDGET, DELETE_BUDGET = map(_script, ("set_budget", "delete_budget"))
+RESERVE, MARK_SENT, SETTLE, VOID = map(script, ("reserve", "mark_sent", "settle", "void"))
+SWEEP, LEASE, DEFINITIONS = map(script, ("sweep", "lease", "definitions"))
+SET_BUDGET, DELETE_BUDGET = map(script, ("set_budget", "delete_budget"))
 
 
 class Keys:
@@ -102,6 +103,7 @@ class Keys:
         self.holds, self.drafts, self.done = base + "holds", base + "drafts", base + "done"
         self.periods, self.owners, self.swept = base + "periods", base + "owners", base + "swept"
         self.till, self.rows = base + "till", base + "rows"
+        self.archive, self.archiver = base + "archive", base + "archiver"
         mine = self.open_of(owner)
         holds = (self.holds, self.drafts, self.counters)
         self.reserve = Bound(

@@ -1,4 +1,4 @@
-"""Ledger rows summed up by backend, tenant, model or day."""
+"""Ledger rows summed up by backend, tenant, model, day, label or reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.rows import Row, RowState
 
-GROUPS = ("backend", "tenant", "model", "day")
+GROUPS = ("backend", "tenant", "model", "day", "label", "reason")
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -26,13 +26,20 @@ class Line(msgspec.Struct, kw_only=True):
     unreconciled: int = 0
 
     def add(self, row: Row) -> None:
-        self.requests += row.final
-        self.tokens_in += row.prompt_tokens
-        self.tokens_out += row.completion_tokens
-        self.image_tokens += row.image_tokens
-        self.cost_nano += row.posted_nano
-        self.saved_nano += row.saved_nano
-        self.unreconciled += row.state is RowState.UNRECONCILED
+        self.gain(
+            int(row.final),
+            row.prompt_tokens,
+            row.completion_tokens,
+            row.image_tokens,
+            row.posted_nano,
+            row.saved_nano,
+            int(row.state == RowState.UNRECONCILED),
+        )
+
+    def gain(self, *figures: int) -> None:
+        """Adds figures in the order of the fields."""
+        for name, figure in zip(self.__struct_fields__[1:], figures, strict=True):
+            setattr(self, name, getattr(self, name) + figure)
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -43,11 +50,16 @@ class Report(msgspec.Struct, kw_only=True):
     total: Line
 
 
-async def summarise(rows: AsyncIterator[Row], *, by: str, zone: ZoneInfo) -> Report:
-    """Adds up rows. by: one of GROUPS; zone: whose midnights divide the days."""
+async def summarise(
+    rows: AsyncIterator[Row], *, by: str, zone: ZoneInfo, tenant: str | None = None
+) -> Report:
+    """Adds up rows. by: one of GROUPS; zone: whose midnights divide the days; tenant: whose rows
+    alone count."""
     lines: dict[str, Line] = {}
     total = Line(group="total")
     async for row in rows:
+        if tenant is not None and row.tenant != tenant:
+            continue
         name = group_of(row, by, zone)
         line = lines.get(name)
         if line is None:
@@ -55,6 +67,11 @@ async def summarise(rows: AsyncIterator[Row], *, by: str, zone: ZoneInfo) -> Rep
         line.add(row)
         total.add(row)
     return Report(by=by, lines=[lines[name] for name in sorted(lines)], total=total)
+
+
+def day_of(at_ms: int, zone: ZoneInfo) -> str:
+    """The day of a moment in milliseconds since 1970, by the midnights of a zone."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zone).date().isoformat()
 
 
 def group_of(row: Row, by: str, zone: ZoneInfo) -> str:
@@ -67,5 +84,9 @@ def group_of(row: Row, by: str, zone: ZoneInfo) -> str:
         case "model":
             return row.model
         case "day":
-            return datetime.fromtimestamp(row.at_ms / 1000, UTC).astimezone(zone).date().isoformat()
+            return day_of(row.at_ms, zone)
+        case "label":
+            return row.label or "none"
+        case "reason":
+            return row.reason
     raise KeyError(by)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.archive.extra import installed
 from gateway.config import Config
 from gateway.data_dir import DataDir, Running
 from gateway.embedded import EmbeddedServer
@@ -30,6 +31,7 @@ POLL_S = 0.1
 FAILURES_MAX = 2  # a part that fails twice at its start will not get better
 TOKEN_TTL_S = 30 * 86_400
 DEMO_TENANT = "demo"
+ARCHIVER_STOP_S = 10.0  # a batch is written within a second or two
 WORKER_STOP_S = 35.0  # a worker gives running answers 30 s
 
 
@@ -59,6 +61,7 @@ class Stack:
         self.emulator_url = ""
         self.workers: list[Child] = []
         self.gateways: list[Child] = []
+        self._archiver: Child | None = None
         self.token: str | None = None
 
     async def start(self) -> None:
@@ -71,7 +74,13 @@ class Stack:
             await self._start_emulator()
         await self._start_workers()
         await self._start_gateways()
-        running = Running(pid=os.getpid(), url=self.url, admin_url=self.admin_url)
+        await self._start_archiver()
+        running = Running(
+            pid=os.getpid(),
+            url=self.url,
+            admin_url=self.admin_url,
+            redis_url=self._books.url if self._books is not None else None,
+        )
         self.data.write_running(running)
 
     @property
@@ -86,6 +95,8 @@ class Stack:
     async def stop(self) -> None:
         """Drains and stops what was started, top down; the books are saved."""
         patience_s = self.config.limits.drain_s + 5.0
+        if self._archiver is not None:
+            await self._archiver.stop(ARCHIVER_STOP_S)
         await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
         await asyncio.gather(*(child.stop(WORKER_STOP_S) for child in self.workers))
         if self._emulator is not None:
@@ -174,6 +185,14 @@ class Stack:
             _check_free(host, port)
         await asyncio.gather(*(child.start() for child in self.gateways))
         await self._wait(self.gateways[0], f"{self.url}/readyz")
+
+    async def _start_archiver(self) -> None:
+        """A process of its own: what it needs weighs more than a gateway, and writing files
+        would make requests wait."""
+        if self.config.archive.enabled and installed():
+            command = [sys.executable, "-m", "gateway.cli", "archive", "run"]
+            self._archiver = self._child("archiver", command)
+            await self._archiver.start()
 
     def _child(self, name: str, command: list[str]) -> Child:
         return Child(name, command, env=self._environ, logs=self.data.logs, say=self._say)

@@ -1,4 +1,4 @@
-"""`yuzui report`: the ledger by backend, tenant, model or day."""
+"""`yuzui report`: the ledger by backend, tenant, model, day, label or reason."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from gateway.admin_client import AdminClient, AdminError
+from gateway.archive.books import BooksError, marks_of, open_books
+from gateway.archive.extra import ExtraMissing
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.record import cny
@@ -27,21 +29,22 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="yuzui report",
         description="Sums up the ledger: requests, tokens, what they cost, and what answering "
-        "on the premises saved against Ark's list price.",
+        "on the premises saved against Ark's list price. Rows in Redis and rows in the archive "
+        "are read together.",
     )
     add_config(parser)
     parser.add_argument("--by", choices=GROUPS, default="backend", help="(default: backend)")
     parser.add_argument("--since", metavar="DAY", help="from this day on, such as 2026-11-01")
     parser.add_argument("--until", metavar="DAY", help="before this day")
+    parser.add_argument("--tenant", metavar="NAME", help="of this tenant alone")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print CSV")
     form.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     config = load_config(parser, args)
     try:
-        query = {"by": args.by, **_range(args, config)}
-        report = AdminClient(config).call("GET", "/admin/report", query=query)
-    except (AdminError, ValueError) as error:
+        report = _ask(args, config)
+    except (AdminError, BooksError, ExtraMissing, ValueError) as error:
         print(f"yuzui report: {error}", file=sys.stderr)
         return 1
     if args.json:
@@ -53,8 +56,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _range(args: argparse.Namespace, config: Config) -> dict[str, str]:
-    """Days in the settings' time zone, as milliseconds since 1970. Raises ValueError."""
+def _ask(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """The report. Without an archive the gateway adds up; else DuckDB does, over both."""
+    client, days = AdminClient(config), day_range(args, config)
+    if marks_of(client).cursor is None:
+        query = {"by": args.by, **{name: str(ms) for name, ms in days.items()}}
+        if args.tenant is not None:
+            query["tenant"] = args.tenant
+        found: dict[str, Any] = client.call("GET", "/admin/report", query=query)
+        return found
+    bounds = {f"{name}_ms": ms for name, ms in days.items()}
+    with open_books(config, client, tenant=args.tenant, **bounds) as books:
+        report = books.report(by=args.by, zone=ZoneInfo(config.timezone))
+        plain: dict[str, Any] = msgspec.to_builtins(report)
+        return plain
+
+
+def day_range(args: argparse.Namespace, config: Config) -> dict[str, int]:
+    """`since` and `until`, as far as they are given: midnights of the settings' time zone, in
+    milliseconds since 1970. Raises ValueError."""
     zone = ZoneInfo(config.timezone)
     found = {}
     for name in ("since", "until"):
@@ -64,7 +84,7 @@ def _range(args: argparse.Namespace, config: Config) -> dict[str, str]:
                 start = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=zone)
             except ValueError:
                 raise ValueError(f"--{name} {day!r} is not a day such as 2026-11-01") from None
-            found[name] = str(int(start.timestamp() * 1000))
+            found[name] = int(start.timestamp() * 1000)
     return found
 
 

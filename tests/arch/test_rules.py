@@ -38,6 +38,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (rules.libraries, "gateway/serve.py", "from urllib import request"),
     (rules.libraries, "backends/ark/backend.py", "import volcenginesdkarkruntime"),
     (rules.libraries, "gateway/serve.py", "import pickle"),
+    (rules.libraries, "gateway/report.py", "import pyarrow.dataset as ds"),
+    (rules.libraries, "gateway/report.py", "import duckdb"),
     (rules.libraries, "backends/egress.py", "import httptools"),
     (rules.libraries, "backends/pool.py", "from backends import dial"),
     (rules.sockets, "gateway/serve.py", "import aiohttp"),

@@ -93,7 +93,14 @@ async def test_days_end_at_the_midnight_of_the_zone() -> None:
 
 @pytest.mark.parametrize(
     ("by", "name"),
-    [("backend", "local:w1"), ("tenant", "acme"), ("model", "glm-4.6v"), ("day", "2026-11-22")],
+    [
+        ("backend", "local:w1"),
+        ("tenant", "acme"),
+        ("model", "glm-4.6v"),
+        ("day", "2026-11-22"),
+        ("label", "none"),
+        ("reason", "local_fits"),
+    ],
 )
 def test_the_group_of_a_row(by: str, name: str) -> None:
     assert by in GROUPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from gateway.admin_client import AdminError
 
 
 class Admin:
-    """Stands in for AdminClient. `answer` is what the admin port would encode as JSON."""
+    """Stands in for AdminClient. `answer` is what the admin port would encode as JSON; `more`:
+    what it answers on other paths, which are not noted in `asked`."""
 
-    def __init__(self, answer: object = None, error: str | None = None) -> None:
+    def __init__(
+        self,
+        answer: object = None,
+        error: str | None = None,
+        more: Mapping[str, object] | None = None,
+    ) -> None:
         self._answer = answer
+        self._more = more or {}
         self._error = error
         self.asked: list[tuple[str, str, Any]] = []
 
@@ -26,9 +34,11 @@ class Admin:
     def call(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
     ) -> Any:
-        self.asked.append((method, path, query if body is None else body))
         if self._error is not None:
             raise AdminError(self._error)
+        if path in self._more:
+            return msgspec.json.decode(msgspec.json.encode(self._more[path]))
+        self.asked.append((method, path, query if body is None else body))
         return msgspec.json.decode(msgspec.json.encode(self._answer))
 
 

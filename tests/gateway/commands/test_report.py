@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.admin import HotPage
+from gateway.archive.marks import Marks
 from gateway.commands import report
 from gateway.report import Line, Report
 from tests.gateway.commands.kit import Admin, alone
@@ -21,7 +23,7 @@ FOUND = Report(by="backend", lines=[LINE], total=Line(group="total", requests=3,
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Admin:
     alone(monkeypatch, tmp_path)
-    made = Admin(FOUND)
+    made = Admin(FOUND, more={"/admin/entries": HotPage(marks=Marks(), entries=[])})
     monkeypatch.setattr(report, "AdminClient", made)
     return made
 
@@ -60,6 +62,11 @@ def test_days_are_those_of_the_settings(admin: Admin, tmp_path: Path) -> None:
     query = admin.asked[0][2]
     assert int(query["since"]) == 1_795_276_800_000  # 16:00 of the day before in UTC
     assert int(query["until"]) - int(query["since"]) == 86_400_000
+
+
+def test_a_tenant_of_its_own(admin: Admin) -> None:
+    assert report.main(["--tenant", "acme", "--by", "reason"]) == 0
+    assert admin.asked == [("GET", "/admin/report", {"by": "reason", "tenant": "acme"})]
 
 
 @pytest.mark.parametrize("day", ["yesterday", "2026-13-01", "2026-11-22T10", ""])
