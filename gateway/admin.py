@@ -16,12 +16,13 @@ from zoneinfo import ZoneInfo
 import msgspec
 from aiohttp import web
 
+from gateway.archive.entries import Entry
 from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.errors import GatewayError
 from gateway.facts import new_request_id
 from gateway.gateway import Gateway
 from gateway.report import GROUPS, summarise
-from gateway.rows import Entry, Row
+from gateway.rows import Row
 from policies import sensitivity, tokens
 from policies.plan import plan
 from policies.types import (

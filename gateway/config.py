@@ -18,11 +18,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Meta
 
+from gateway.archive.settings import ArchiveConfig
 from gateway.config_read import ConfigError, Invalid, Node, Secret, build, from_yaml
 from gateway.config_schema import (
     DEFAULT_CLOUD,
     Algorithm,
-    ArchiveConfig,
     ArkConfig,
     AuthConfig,
     KeyConfig,

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-from gateway import rows
+from gateway.archive.entries import entry
 from gateway.archive.marks import Hot
 from gateway.budget_views import KEEP_FINISHED_S, BudgetStatus, BudgetViews
 from gateway.ledger_parts import (
@@ -162,7 +162,7 @@ class Control:
                 "XRANGE", self._keys.rows, start, end, "COUNT", batch
             )
             for stream_id, flat in entries:
-                row = rows.entry(stream_id, flat).row
+                row = entry(stream_id, flat).row
                 if (since_ms is None or row.at_ms >= since_ms) and (
                     until_ms is None or row.at_ms < until_ms
                 ):

@@ -26,11 +26,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from gateway.archive.columns import to_line
+from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, Marker
 from gateway.archive.layout import FIRST, File, day_of, file_of, parse_id
 from gateway.archive.marks import ClaimLost, Hot, Marks
 from gateway.redis_link import LedgerFault, LedgerUnavailable
-from gateway.rows import Entry
 from policies.types import Value
 
 _log = logging.getLogger(__name__)

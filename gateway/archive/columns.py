@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.rows import Entry, Row
+from gateway.archive.entries import Entry
+from gateway.rows import Row
 
 # Plain names of column types; `files` knows what Parquet calls them.
 STRING, INT, FLOAT, BOOL, STRINGS, JSON = "string", "int64", "float64", "bool", "strings", "json"

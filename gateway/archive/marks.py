@@ -14,9 +14,9 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
+from gateway.archive.entries import Entry, entry
 from gateway.ledger_parts import Keys, script
 from gateway.redis_link import Bound, RedisLink
-from gateway.rows import Entry, entry
 from policies.types import Value
 
 CLAIM, RELEASE, PLAN, COMMIT, TRIM, LOOK = map(

@@ -103,6 +103,11 @@ def yuan(nano: int) -> str:
     return f"{(Decimal(nano) / NANO_PER_CNY).quantize(places, ROUND_HALF_EVEN):,}"
 
 
+def plain(value: Decimal) -> str:
+    """A figure of the settings: grouped, without zeros that say nothing."""
+    return f"{value.normalize():,f}"
+
+
 def percent(basis_points: int) -> str:
     return f"{Decimal(basis_points) * 100 / BASIS:.1f} %"
 
@@ -327,12 +332,12 @@ def _assumed(traffic: Traffic, context: Context, words: Mapping[str, str]) -> Ta
     models = ", ".join(sorted(booked.cloud_models)) or "-"
     settings, option = words["from_settings"], words["from_options"]
     rows = [
-        [words["a_price"], f"{server.price_cny:,} CNY", settings],
-        [words["a_residual"], f"{server.residual_cny:,} CNY", settings],
-        [words["a_years"], f"{server.years:f}", settings],
-        [words["a_watts"], f"{server.idle_watts:f} W, {server.load_watts:f} W", settings],
-        [words["a_kwh"], f"{server.cny_per_kwh:f} CNY/kWh", settings],
-        [words["a_upkeep"], f"{server.upkeep_cny_per_year:,} CNY", settings],
+        [words["a_price"], f"{plain(server.price_cny)} CNY", settings],
+        [words["a_residual"], f"{plain(server.residual_cny)} CNY", settings],
+        [words["a_years"], plain(server.years), settings],
+        [words["a_watts"], f"{plain(server.idle_watts)} W, {plain(server.load_watts)} W", settings],
+        [words["a_kwh"], f"{plain(server.cny_per_kwh)} CNY/kWh", settings],
+        [words["a_upkeep"], f"{plain(server.upkeep_cny_per_year)} CNY", settings],
         [
             words["a_slots"],
             str(server.slots),

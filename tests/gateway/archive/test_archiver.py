@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from gateway.archive.archiver import Archiver, divide, uncommitted
+from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files
 from gateway.archive.layout import FIRST, parse
 from gateway.archive.marks import ClaimLost
-from gateway.rows import Entry
 from tests.gateway.archive.kit import (
     add_up,
     archive,

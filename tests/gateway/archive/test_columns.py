@@ -3,7 +3,8 @@ from __future__ import annotations
 import msgspec
 
 from gateway.archive.columns import COLUMNS, columns, to_line, to_row
-from gateway.rows import Entry, Row
+from gateway.archive.entries import Entry
+from gateway.rows import Row
 from policies.types import Site
 from tests.gateway.ledger_kit import row
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.archive.columns import to_line
+from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, table_of
 from gateway.archive.layout import file_of
 from gateway.archive.query import Query, window_of
 from gateway.facts import new_request_id
 from gateway.report import GROUPS, summarise
-from gateway.rows import Entry, Outcome, Row, RowState
+from gateway.rows import Outcome, Row, RowState
 from policies.types import Site
 from tests.gateway.ledger_kit import row
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.admin import HotPage
+from gateway.archive.entries import Entry
 from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.commands import tco
-from gateway.rows import Entry
 from tests.gateway.archive.test_query import put
 from tests.gateway.commands.kit import Admin, alone
 from tests.gateway.tco.kit import rows

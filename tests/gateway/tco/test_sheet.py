@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.tco.gather import gather
-from gateway.tco.sheet import best_of, percent, servers, sheet, yuan
+from gateway.tco.sheet import best_of, percent, plain, servers, sheet, yuan
 from gateway.tco.words import EN, ZH
 from tests.gateway.tco.kit import context, page, rows, studied
 
@@ -65,6 +65,12 @@ def test_chinese() -> None:
     assert (found.lang, found.title) == ("zh-CN", ZH["title"])
     assert found.tables[0].rows[1][0] == "1 台服务器"
     assert servers(1, ZH) == "1 台服务器"
+
+
+def test_figures_of_settings_have_no_empty_zeros() -> None:
+    assert plain(Decimal("33000.0")) == "33,000"
+    assert plain(Decimal("0.80")) == "0.8"
+    assert plain(Decimal(0)) == "0"
 
 
 @pytest.mark.parametrize(
