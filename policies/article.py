@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from policies.tco import breakeven, payback
+from policies.tco_parts import breakeven, payback
 from policies.types import NANO_PER_CNY, Value
 
 INPUT_TOKENS: Final = 300

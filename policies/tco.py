@@ -16,7 +16,6 @@ after power and upkeep. Nothing is discounted and no interest is counted.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
@@ -25,27 +24,19 @@ from fractions import Fraction
 from typing import Final
 
 from policies.slots import Occupancy, occupy
+from policies.tco_parts import (
+    MONTH_S,
+    Server,
+    breakeven,
+    fixed_per_month,
+    payback,
+    power_per_month,
+)
 from policies.types import NANO_PER_CNY, Value
 
-MONTH_S: Final = 365 * 86_400 // 12
-HOURS_PER_MONTH: Final = Fraction(MONTH_S, 3600)
-MONTHS_MAX: Final = 1200  # a pay-back later than in a century is none
 BLOCKS: Final = 20  # the span is cut into, to see how much its parts differ
 Z95: Final = Fraction(196, 100)  # a normal distribution has 95 % within so many deviations
 BASIS: Final = 10_000  # shares are in basis points
-
-
-class Server(Value, frozen=True, kw_only=True):
-    """One server, and what it costs to have and to run. Years until it is written off."""
-
-    price_cny: Decimal
-    residual_cny: Decimal
-    years: Decimal
-    idle_watts: Decimal
-    load_watts: Decimal
-    cny_per_kwh: Decimal
-    upkeep_cny_per_year: Decimal
-    slots: int
 
 
 class Job(Value, frozen=True, kw_only=True):
@@ -130,64 +121,6 @@ class Study(Value, frozen=True, kw_only=True):
     sensitivities: tuple[Sensitivity, ...]
 
 
-# ------------------------------------------------------------------ the arithmetic
-
-
-def fixed_per_month(server: Server) -> Fraction:
-    """Nano-CNY a month that one server costs by standing there: written off, and kept up."""
-    lost = Fraction(server.price_cny) - Fraction(server.residual_cny)
-    cny = lost / (12 * Fraction(server.years)) + Fraction(server.upkeep_cny_per_year) / 12
-    return cny * NANO_PER_CNY
-
-
-def power_per_month(server: Server, busy: Fraction) -> Fraction:
-    """Nano-CNY a month for the power of one server whose slots are busy for this share of time."""
-    idle, load = Fraction(server.idle_watts), Fraction(server.load_watts)
-    kw = (idle + (load - idle) * min(busy, Fraction(1))) / 1000
-    return kw * HOURS_PER_MONTH * Fraction(server.cny_per_kwh) * NANO_PER_CNY
-
-
-def payback(price: Fraction, saved_per_month: Fraction) -> Decimal | None:
-    """Months until what is saved each month has paid the price, rounded up to a tenth; None when
-    nothing is saved, or not within a century."""
-    if saved_per_month <= 0 or price / saved_per_month > MONTHS_MAX:
-        return None
-    return Decimal(math.ceil(price / saved_per_month * 10)) / 10
-
-
-def breakeven(fixed: Fraction, cloud_each: Fraction, local_each: Fraction) -> int | None:
-    """Requests a month from which a fixed cost is cheaper than paying each; None: never."""
-    if cloud_each <= local_each:
-        return None
-    return math.ceil(fixed / (cloud_each - local_each))
-
-
-def slot_ms_of(
-    samples: Sequence[tuple[int, int, int]],
-) -> tuple[Fraction, Fraction] | None:
-    """Milliseconds of a slot per prompt token and per completion token: least squares without a
-    constant, over (prompt tokens, completion tokens, slot_ms) that were measured.
-
-    A negative coefficient has no meaning; then all time is laid on the completion tokens. None
-    when there is nothing to learn from.
-    """
-    pp = sum(p * p for p, _, _ in samples)
-    cc = sum(c * c for _, c, _ in samples)
-    pc = sum(p * c for p, c, _ in samples)
-    pt = sum(p * t for p, _, t in samples)
-    ct = sum(c * t for _, c, t in samples)
-    determinant = pp * cc - pc * pc
-    if determinant > 0:
-        prompt = Fraction(pt * cc - ct * pc, determinant)
-        completion = Fraction(ct * pp - pt * pc, determinant)
-        if prompt >= 0 and completion >= 0:
-            return prompt, completion
-    tokens = sum(c for _, c, _ in samples)
-    if not tokens:
-        return None
-    return Fraction(0), Fraction(sum(t for _, _, t in samples), tokens)
-
-
 # ------------------------------------------------------------------ the study
 
 
@@ -210,13 +143,6 @@ class _Traffic:
         if key not in self._seen:
             self._seen[key] = occupy(self.at_ms, self.slot_ms, slots=slots, wait_ms_max=wait_ms_max)
         return self._seen[key]
-
-    def at_prices(self, percent: int) -> _Traffic:
-        """The same traffic at other cloud prices."""
-        changed = copy.copy(self)
-        changed.cloud = [nano * percent // 100 for nano in self.cloud]
-        changed.cloud_month = sum(changed.cloud) * self.per_month
-        return changed
 
     def overflow(self, seen: Occupancy) -> Fraction:
         """Nano-CNY a month for what does not find a slot."""
@@ -270,14 +196,20 @@ CHANGES: Final = (50, 80, 125, 200)
 
 
 def _scenario(
-    traffic: _Traffic, server: Server, count: int, wait_ms_max: int, bought: date | None
+    traffic: _Traffic,
+    server: Server,
+    count: int,
+    wait_ms_max: int,
+    bought: date | None,
+    *,
+    price: Fraction = Fraction(1),  # of the cloud, as a share of what it is
 ) -> Scenario:
     seen = traffic.seen(count * server.slots, wait_ms_max)
     busy = min(Fraction(1), seen.busy_ms / (traffic.span_ms * count * server.slots))
-    overflow = traffic.overflow(seen)
+    overflow, cloud = price * traffic.overflow(seen), price * traffic.cloud_month
     fixed, power = count * fixed_per_month(server), count * power_per_month(server, busy)
     upkeep = count * Fraction(server.upkeep_cny_per_year) / 12 * NANO_PER_CNY
-    cash = traffic.cloud_month - overflow - power - upkeep
+    cash = cloud - overflow - power - upkeep
     months = payback(count * Fraction(server.price_cny) * NANO_PER_CNY, cash)
     day = None
     if months is not None and bought is not None:
@@ -289,7 +221,7 @@ def _scenario(
         fixed_nano=round(fixed),
         power_nano=round(power),
         total_nano=round(fixed + power + overflow),
-        saving_nano=round(traffic.cloud_month - fixed - power - overflow),
+        saving_nano=round(cloud - fixed - power - overflow),
         cash_nano=round(cash),
         payback_months=months,
         payback_day=day,
@@ -350,14 +282,14 @@ def _sensitivities(
     found = []
     for what in ("cloud_price", "volume", "kwh_price", "server_price", "years"):
         for percent in CHANGES:
-            changed, machine = by_volume[100], server
+            changed, machine, price = by_volume[100], server, Fraction(1)
             if what == "cloud_price":
-                changed = changed.at_prices(percent)
+                price = Fraction(percent, 100)
             elif what == "volume":
                 changed = by_volume[percent]
             else:
                 machine = _changed(server, what, percent)
-            seen = _scenario(changed, machine, count, wait_ms_max, None)
+            seen = _scenario(changed, machine, count, wait_ms_max, None, price=price)
             found.append(
                 Sensitivity(
                     what=what,

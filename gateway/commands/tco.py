@@ -29,7 +29,8 @@ from gateway.tco.png import NoFont, png
 from gateway.tco.sheet import Context, Sheet, sheet
 from gateway.tco.words import LANGUAGES
 from policies.article import Check, checks
-from policies.tco import Server, Study, study
+from policies.tco import Study, study
+from policies.tco_parts import Server
 
 _EPILOG = """\
 examples

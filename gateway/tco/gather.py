@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from gateway.rows import Row
-from policies.tco import Job, slot_ms_of
+from policies.tco import Job
+from policies.tco_parts import slot_ms_of
 from policies.types import Reason, Site
 
 JOBS_MAX: Final = 200_000  # the latest ones; more would make a study of minutes

@@ -13,7 +13,8 @@ import msgspec
 from gateway.tco import charts
 from gateway.tco.charts import Bar, Line, Mark
 from gateway.tco.gather import Traffic
-from policies.tco import BASIS, MONTH_S, Scenario, Server, Study
+from policies.tco import BASIS, Scenario, Study
+from policies.tco_parts import MONTH_S, Server
 from policies.types import NANO_PER_CNY
 
 CASH_MONTHS: Final = 36

@@ -12,7 +12,8 @@ from gateway.rows import Row
 from gateway.tco.gather import Traffic, gather
 from gateway.tco.sheet import Context, Sheet, sheet
 from gateway.tco.words import LANGUAGES
-from policies.tco import Server, Study, study
+from policies.tco import Study, study
+from policies.tco_parts import Server
 from policies.types import Reason, Site
 from tests.gateway.ledger_kit import NOW_S, row
 
