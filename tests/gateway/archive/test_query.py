@@ -105,9 +105,11 @@ def test_every_field_of_a_row_comes_back(tmp_path: Path) -> None:
 
 def test_an_old_file_reads_with_the_columns_of_now(tmp_path: Path) -> None:
     """A file of an earlier version has fewer columns; one of a later version has more."""
-    table = table_of([to_line(one) for one in entries_of([full(1)])])
-    older = table.drop_columns(["tier", "claimed_nano", "flags", "label", "reasoning_tokens"])
-    newer = table.append_column("carbon_g", pa.array([3], pa.int64()))
+    first_line, second_line = (to_line(one) for one in entries_of([full(1), full(2)]))
+    older = table_of([first_line]).drop_columns(
+        ["tier", "claimed_nano", "flags", "label", "reasoning_tokens"]
+    )
+    newer = table_of([second_line]).append_column("carbon_g", pa.array([3], pa.int64()))
     for number, old in enumerate((older, newer)):
         file = file_of("2026-11-22", "cloud", f"{number}-0", f"{number + 1}-0")
         path = tmp_path / file.path
@@ -116,7 +118,7 @@ def test_an_old_file_reads_with_the_columns_of_now(tmp_path: Path) -> None:
     with Query(Files.open(tmp_path), "2-0") as query:
         first, second = query.rows()
         assert (first.tier, first.claimed_nano, first.flags, first.label) == ("", None, (), "")
-        assert second == full(1)
+        assert second == full(2)
         assert [line.group for line in query.report(by="label", zone=ZoneInfo("UTC")).lines] == [
             "internal",
             "none",
