@@ -122,7 +122,7 @@ def _texts(chat: ChatRequest) -> Iterable[str]:
     for part in _parts(chat):
         if isinstance(part, TextPart):
             yield part.text
-    for extra in (chat.tools, chat.tool_choice, chat.response_format):
+    for extra in (chat.tools, chat.tool_choice, chat.response_format, chat.structured_outputs):
         if extra is not None:
             yield msgspec.json.encode(extra).decode()
 
@@ -140,10 +140,10 @@ def _needs(chat: ChatRequest) -> frozenset[Capability]:
     needs = set()
     if any(isinstance(part, ImagePart) for part in _parts(chat)):
         needs.add(Capability.VISION)
-    if chat.tools:
+    if chat.tools and chat.tool_choice != "none":
         needs.add(Capability.TOOLS)
     kind = chat.response_format.get("type") if isinstance(chat.response_format, dict) else None
-    if kind not in (None, "text"):
+    if kind not in (None, "text") or chat.structured_outputs is not None:
         needs.add(Capability.STRUCTURED)
     if chat.logprobs:
         needs.add(Capability.LOGPROBS)

@@ -64,8 +64,7 @@ def encode(call: Call, model: ArkModel) -> bytes:
 def translate(call: Call, model: ArkModel) -> dict[str, Any]:
     """The body as a dict, see `encode`. Raises Failure."""
     chat = call.chat
-    if (chat.n or 1) > 1:
-        raise _refusal("n", "more than one choice")
+    _refuse_undocumented(chat)
     body: dict[str, Any] = {
         "model": chat.model,
         "messages": [_message(message, model) for message in chat.messages],
@@ -73,7 +72,7 @@ def translate(call: Call, model: ArkModel) -> dict[str, Any]:
         **_thinking(chat, model),
         **_sampling(chat, model),
         **_tools(chat, model),
-        **_response_format(chat.response_format, model),
+        **_response_format(chat, model),
     }
     if call.stream:
         body["stream"] = True
@@ -84,6 +83,22 @@ def translate(call: Call, model: ArkModel) -> dict[str, Any]:
         # was reserved; `flex` has no documented counterpart: both are asked at the normal tier.
         body["service_tier"] = "default"
     return body
+
+
+def _refuse_undocumented(chat: ChatRequest) -> None:
+    """What Ark has no word for, and without which the answer would be another one. A last message
+    of the assistant is continued there as it is here; only the opposite cannot be said."""
+    if (chat.n or 1) > 1:
+        raise _refusal("n", "more than one choice")
+    if chat.stop_token_ids:
+        raise _refusal("stop_token_ids", "stop token ids")
+    if chat.ignore_eos:
+        raise _refusal("ignore_eos", "answers without an end")
+    anew = chat.continue_final_message is False or (
+        chat.add_generation_prompt and not chat.continue_final_message
+    )
+    if anew and chat.messages[-1].role == "assistant":
+        raise _refusal("continue_final_message", "a new turn after a turn of the assistant")
 
 
 def _refusal(param: str, what: str) -> Failure:
@@ -171,6 +186,11 @@ def _thinking(chat: ChatRequest, model: ArkModel) -> dict[str, Any]:
     sent: dict[str, Any] = {}
     switch = chat.thinking.type if chat.thinking is not None else None
     effort = chat.reasoning_effort
+    kwargs = chat.chat_template_kwargs
+    if kwargs is not None and kwargs.enable_thinking is not None:
+        # The spelling of the engines on the premises, and there the one that counts.
+        switch, effort = ("enabled", effort) if kwargs.enable_thinking else ("disabled", None)
+        effort = None if effort in _OFF else effort
     if model.thinks is Thinks.NEVER:
         if switch == "enabled":
             raise _refusal("thinking", "thinking")
@@ -263,13 +283,23 @@ def _tools(chat: ChatRequest, model: ArkModel) -> dict[str, Any]:
     return sent
 
 
-def _response_format(wanted: Any, model: ArkModel) -> dict[str, Any]:
-    """`text` is the default and left out."""
+def _response_format(chat: ChatRequest, model: ArkModel) -> dict[str, Any]:
+    """`text` is the default and left out; vLLM's spelling becomes OpenAI's where it can."""
+    wanted, param, structured = chat.response_format, "response_format", chat.structured_outputs
+    if structured is not None:
+        param = "structured_outputs"
+        if structured.json_object:
+            wanted = {"type": "json_object"}
+        elif isinstance(structured.json, Mapping):
+            inner = {"name": "answer", "schema": structured.json}
+            wanted = {"type": "json_schema", "json_schema": inner}
+        else:
+            raise _refusal(param, "patterns and choices")
     if wanted is None:
         return {}
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if kind == "text":
         return {}
     if kind not in ("json_object", "json_schema") or not model.can(Capability.STRUCTURED):
-        raise _refusal("response_format", "this response format")
+        raise _refusal(param, "this response format")
     return {"response_format": wanted}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from backends.chat import REFUSED
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.forms import Form, StructuredOutputs, Tools, read_form, read_tools
 from backends.glm.messages import Message, WireMessage, read_message
@@ -31,34 +32,6 @@ SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1  # what JSON integers of the SDKs and t
 _EFFORTS = {"none": False, "minimal": False} | dict.fromkeys(
     ("low", "medium", "high", "xhigh", "max"), True
 )
-
-# Fields of this and of neighbouring dialects that change the answer and are not honoured here.
-_REFUSED = {
-    "functions": "use `tools`",
-    "function_call": "use `tool_choice`",
-    "audio": "this model writes text",
-    "web_search_options": "this worker searches nothing",
-    "prompt_logprobs": "only the answer's `logprobs` are given",
-    "echo": "the prompt is not repeated",
-    "best_of": "use `n` and choose",
-    "use_beam_search": "tokens are drawn one after the other",
-    "length_penalty": "it belongs to beam search",
-    "min_tokens": "leave it out",
-    "bad_words": "use `logit_bias`",
-    "allowed_token_ids": "use `structured_outputs`",
-    "truncate_prompt_tokens": "shorten the messages",
-    "thinking_token_budget": "use `max_tokens`, or `reasoning_effort` none",
-    "include_stop_str_in_output": "the stop string is never part of the answer",
-    "guided_json": "use `structured_outputs.json` or `response_format`",
-    "guided_regex": "use `structured_outputs.regex`",
-    "guided_choice": "use `structured_outputs.choice`",
-    "guided_grammar": "use a JSON Schema or a regex",
-    "regex": "use `structured_outputs.regex`",
-    "ebnf": "use a JSON Schema or a regex",
-    "chat_template": "the checkpoint's own template is used",
-    "documents": "put them into the messages",
-    "lora_path": "name the adapter in `model`",
-}
 
 
 class _StreamOptions(msgspec.Struct):
@@ -110,7 +83,7 @@ class _Fields(msgspec.Struct):
 
 _Body = msgspec.defstruct(
     "_Body",
-    [(name, Any, None) for name in _REFUSED],
+    [(name, Any, None) for name in REFUSED],
     bases=(_Fields,),
 )
 
@@ -205,7 +178,7 @@ def _path_of(text: str) -> str | None:
 
 
 def _refuse_unsupported(body: Any) -> None:
-    for name, remedy in _REFUSED.items():
+    for name, remedy in REFUSED.items():
         if getattr(body, name) not in (None, False):
             raise _unsupported(f"`{name}` is not supported by this worker: {remedy}.", name)
     if body.modalities not in (None, [], ["text"]):

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from backends.chat import ChatRequest
+from backends.chat import REFUSED, ChatRequest
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
 
@@ -22,7 +22,14 @@ OUTPUT_TOKENS_MAX = 65_536
 MESSAGES_MAX = 2_048
 TOOLS_MAX = 128
 STOPS_MAX = 4
-CHOICES_MAX = 8
+STOP_CHARS_MAX = 1_000  # of one: an engine compares the end of its text with it at every token
+STOP_IDS_MAX = 64
+CHOICES_MAX = 8  # the money that is held for an answer is held for each of them
+TOP_LOGPROBS_MAX = 20
+LOGIT_BIAS_MAX = 1_024  # entries
+LOGIT_BIAS_ABS_MAX = 100
+FORM_BYTES_MAX = 65_536  # of a schema or pattern: it is compiled by an engine before it answers
+TOKEN_ID_MAX = 2**31 - 1
 JSON_DEPTH_MAX = 64  # of tools and schemas: they are encoded again, at any depth of our own stack
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
@@ -31,9 +38,21 @@ class _Wire(ChatRequest, frozen=True, omit_defaults=True):
     """The caller's body: a ChatRequest and what only the gateway reads."""
 
     metadata: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+    modalities: list[str] | None = None
 
 
-_decoder = msgspec.json.Decoder(_Wire)
+# What is refused may be null or, where it is a switch, off: the decoder sees to it by their types.
+_SWITCHES = ("echo", "use_beam_search", "include_stop_str_in_output")
+_Body = msgspec.defstruct(
+    "_Body",
+    [(name, bool | None if name in _SWITCHES else None, None) for name in REFUSED],
+    bases=(_Wire,),
+    frozen=True,
+    omit_defaults=True,
+)
+# Members of the body that no engine is sent.
+_OURS = {"metadata": msgspec.UNSET, "modalities": None, **dict.fromkeys(_SWITCHES)}
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -51,10 +70,11 @@ class ChatDialect:
             raise GatewayError(
                 400, "invalid_json", f"the body is not valid JSON: {error}"
             ) from None
+        _refuse(wire)
         check(wire)
         label = None if wire.metadata is msgspec.UNSET else _label(body, wire.metadata or {})
         wants_usage = bool(wire.stream_options and wire.stream_options.include_usage)
-        chat = msgspec.structs.replace(wire, metadata=msgspec.UNSET)
+        chat = msgspec.structs.replace(wire, **_OURS)
         return Asked(chat=chat, label=label, wants_usage=wants_usage)
 
     def answer(self, body: bytes) -> bytes:
@@ -79,16 +99,62 @@ def check(chat: ChatRequest) -> None:
     _bounded("presence_penalty", chat.presence_penalty, -2, 2)
     _bounded("seed", chat.seed, SEED_MIN, SEED_MAX)
     _bounded("n", chat.n, 1, CHOICES_MAX)
-    _bounded("top_logprobs", chat.top_logprobs, 0, 20)
-    if isinstance(chat.stop, list):
-        _bounded("stop", len(chat.stop), 0, STOPS_MAX)
+    _bounded("top_logprobs", chat.top_logprobs, 0, TOP_LOGPROBS_MAX)
+    if chat.top_logprobs and not chat.logprobs:
+        raise GatewayError(
+            400, "invalid_value", "top_logprobs needs logprobs: true", param="top_logprobs"
+        )
+    _check_stops(chat)
+    _check_forms(chat)
     if chat.tools is not None:
         _bounded("tools", len(chat.tools), 0, TOOLS_MAX)
-    for name in ("tools", "tool_choice", "response_format"):
-        _shallow(name, getattr(chat, name))
     if chat.max_tokens is not None and chat.max_completion_tokens is not None:
         text = "give either max_tokens or max_completion_tokens, not both"
         raise GatewayError(400, "invalid_value", text, param="max_tokens")
+
+
+def _refuse(wire: Any) -> None:
+    """What the types do not refuse already."""
+    for name in _SWITCHES:
+        if getattr(wire, name):
+            raise _unsupported(name)
+    if wire.modalities not in (None, [], ["text"]):
+        text = 'modalities must be ["text"]'
+        raise GatewayError(400, "unsupported_parameter", text, param="modalities")
+
+
+def _check_stops(chat: ChatRequest) -> None:
+    stops = [chat.stop] if isinstance(chat.stop, str) else (chat.stop or [])
+    _bounded("stop", len(stops), 0, STOPS_MAX)
+    for text in stops:
+        _bounded("the length of stop", len(text), 1, STOP_CHARS_MAX, param="stop")
+    ids = chat.stop_token_ids or []
+    _bounded("the number of stop_token_ids", len(ids), 0, STOP_IDS_MAX, param="stop_token_ids")
+    for token_id in ids:
+        _bounded("stop_token_ids", token_id, 0, TOKEN_ID_MAX)
+
+
+def _check_forms(chat: ChatRequest) -> None:
+    """What an engine compiles, and what shifts its tokens."""
+    bias = chat.logit_bias or {}
+    _bounded("the number of logit_bias", len(bias), 0, LOGIT_BIAS_MAX, param="logit_bias")
+    for token_id, value in bias.items():
+        if not (token_id.isascii() and token_id.isdecimal() and len(token_id) <= 9):
+            text = "logit_bias maps token ids to numbers"
+            raise GatewayError(400, "invalid_value", text, param="logit_bias")
+        _bounded("logit_bias", value, -LOGIT_BIAS_ABS_MAX, LOGIT_BIAS_ABS_MAX)
+    structured = chat.structured_outputs
+    for name in ("tools", "tool_choice", "response_format"):
+        _shallow(name, getattr(chat, name))
+    if structured is not None:
+        _shallow("structured_outputs", structured.json)
+    for name, form in (
+        ("response_format", chat.response_format),
+        ("structured_outputs", structured),
+    ):
+        if form is not None:
+            size = len(msgspec.json.encode(form))
+            _bounded(f"the size of {name} in bytes", size, 0, FORM_BYTES_MAX, param=name)
 
 
 def _label(body: bytes, metadata: dict[str, Any]) -> object:
@@ -110,10 +176,12 @@ def _label(body: bytes, metadata: dict[str, Any]) -> object:
     return found if any(value != found[0] for value in found) else next(iter(found), None)
 
 
-def _bounded(name: str, value: float | None, low: float, high: float) -> None:
+def _bounded(
+    name: str, value: float | None, low: float, high: float, *, param: str | None = None
+) -> None:
     if value is not None and not low <= value <= high:
         text = f"{name} must be from {low} to {high}, got {value}"
-        raise GatewayError(400, "invalid_value", text, param=name)
+        raise GatewayError(400, "invalid_value", text, param=param or name)
 
 
 def _shallow(name: str, value: Any) -> None:
@@ -129,11 +197,18 @@ def _shallow(name: str, value: Any) -> None:
     raise GatewayError(400, "invalid_value", text, param=name)
 
 
+def _unsupported(name: str) -> GatewayError:
+    text = f"{name} is not supported: {REFUSED[name]}"
+    return GatewayError(400, "unsupported_parameter", text, param=name)
+
+
 def invalid(error: msgspec.ValidationError) -> GatewayError:
     """A 400 that names the field in `param`."""
     text = str(error)
     found = _PATH.search(text)
     param = found.group(1) if found else None
+    if param in REFUSED:
+        return _unsupported(param)
     reason = _PATH.sub("", text)
     message = f"{param}: {reason}" if param else reason
     return GatewayError(400, "invalid_value", message, param=param or None)

@@ -131,6 +131,7 @@ def test_a_bound_by_hand() -> None:
         {"tools": ["x" * 50]},
         {"tool_choice": "x" * 50},
         {"response_format": {"type": "text", "x": "x" * 50}},
+        {"structured_outputs": {"regex": "x" * 50}},
     ],
     ids=lambda more: json.dumps(more)[:40],
 )
@@ -204,6 +205,8 @@ def test_too_many_pictures() -> None:
         ({"tools": []}, set()),
         ({"response_format": {"type": "text"}}, set()),
         ({"response_format": {"type": "json_object"}}, {Capability.STRUCTURED}),
+        ({"structured_outputs": {"regex": "a"}}, {Capability.STRUCTURED}),
+        ({"tools": [{}], "tool_choice": "none"}, set()),
         ({"logprobs": True}, {Capability.LOGPROBS}),
         ({"logprobs": False}, set()),
         ({"n": 1}, set()),

@@ -6,13 +6,8 @@ import asyncio
 import base64
 import io
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 
 import openai
-import pytest
 from PIL import Image
 from transformers import AutoTokenizer, Glm46VImageProcessorPil
 
@@ -20,31 +15,10 @@ from backends.glm.nano import CHECKPOINT
 from backends.glm.nano.draw import draw_scene
 from backends.glm.nano.talk import Question, questions_for
 from policies.types import Site
-from tests.gateway.rig import PATIENCE_S, rig
+from tests.gateway.rig import rig
 
 PICTURES = 12
 RIGHT_MIN = 10  # of them; the full figures are in backends/glm/nano/EVALUATION.md
-
-
-@pytest.fixture(scope="module")
-def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A worker process with the shipped checkpoint."""
-    port_file = tmp_path_factory.mktemp("worker") / "port"
-    command = [sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1"]
-    command += ["--slots", "2"]  # so few that a crowd has to queue
-    process = subprocess.Popen(
-        [*command, "--port-file", str(port_file)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until = time.monotonic() + 2 * PATIENCE_S
-    while not port_file.exists():
-        assert process.poll() is None, "the worker ended"
-        assert time.monotonic() < until, "the worker did not start"
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{int(port_file.read_text())}"
-    process.terminate()
-    process.wait(PATIENCE_S)
 
 
 def drawn(seed: int) -> tuple[Image.Image, str, Question]:

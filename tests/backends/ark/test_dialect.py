@@ -351,3 +351,48 @@ def test_only_documented_names_are_ever_sent(
 
 def test_unknown_models_are_bounded_like_those_that_think() -> None:
     assert translate(call("ep-1"), UNKNOWN)["max_completion_tokens"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [({"enable_thinking": False}, "disabled"), ({"enable_thinking": True}, "enabled"),
+     ({"enable_thinking": None}, "disabled")],
+)  # fmt: skip
+def test_the_template_switch_of_local_engines_is_the_thinking_switch(
+    fields: dict[str, Any], thinking: str
+) -> None:
+    sent = body(SEED_2_0, chat_template_kwargs=fields)
+    assert sent["thinking"] == {"type": thinking}
+    assert "chat_template_kwargs" not in sent
+    if fields["enable_thinking"] is not None:  # then it counts, whatever else is said
+        both = body(SEED_2_0, chat_template_kwargs=fields, reasoning_effort="none")
+        assert both["thinking"] == {"type": thinking}
+
+
+def test_structured_outputs_become_response_format_where_they_can() -> None:
+    schema = {"type": "object"}
+    assert body(SEED_2_0, structured_outputs={"json": schema})["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema},
+    }
+    assert body(SEED_2_0, structured_outputs={"json_object": True})["response_format"] == {
+        "type": "json_object"
+    }
+    for form in ({"regex": "a"}, {"choice": ["a"]}):
+        assert "structured_outputs" in refused(SEED_2_0, structured_outputs=form).message
+    regex = {"type": "regex", "pattern": "a"}
+    assert "response_format" in refused(SEED_2_0, response_format=regex).message
+
+
+def test_a_last_message_of_the_assistant_is_continued_there_too() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    flags = {"continue_final_message": True, "add_generation_prompt": False}
+    assert body(messages=messages) == body(messages=messages, **flags)
+    for flag in ({"continue_final_message": False}, {"add_generation_prompt": True}):
+        assert "continue_final_message" in refused(SEED_2_0, messages=messages, **flag).message
+        assert "messages" in body(**flag)  # after a turn of the user it means nothing
+
+
+@pytest.mark.parametrize("fields", [{"stop_token_ids": [1]}, {"ignore_eos": True}])
+def test_what_has_no_word_at_ark_is_refused(fields: dict[str, Any]) -> None:
+    assert next(iter(fields)) in refused(SEED_2_0, **fields).message

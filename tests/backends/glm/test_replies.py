@@ -20,6 +20,7 @@ from .conftest import Serve, Served
 from .schema_check import conforms
 from .scripted import Script
 
+SLOTS = 2
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER = {
     "type": "function",
@@ -44,7 +45,9 @@ async def sdk(served: Served) -> AsyncIterator[Any]:
 
 
 def real(checkpoint: Checkpoint) -> Runner:
-    return Runner(checkpoint.model, checkpoint.device)
+    return Runner(
+        checkpoint.model, checkpoint.device, rows=SLOTS, row_tokens=checkpoint.max_model_len
+    )
 
 
 def written(checkpoint: Checkpoint, text: str) -> list[int]:
@@ -154,7 +157,7 @@ async def test_a_required_call_of_a_model_that_never_learned_it(
 ) -> None:
     """The tiny model has random weights: whatever it says was forced by the grammar."""
     fields = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         whole, chunks = await ask(
             chat, **fields, temperature=temperature, seed=3, max_tokens=600,
             reasoning_effort="none", logit_bias={written(checkpoint, "</arg_value>")[0]: 100},
@@ -178,7 +181,7 @@ async def test_a_parsed_answer_with_thought_and_without(
 ) -> None:
     """`parse` of the SDK: from a class to a schema and from JSON to an object of the class."""
     close = written(checkpoint, "</think>")[0]
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         for effort in ("none", "high"):
             parsed = await chat.parse(
                 model="tiny", messages=HELLO, response_format=Answer, reasoning_effort=effort,
@@ -194,7 +197,7 @@ async def test_a_parsed_answer_with_thought_and_without(
 async def test_the_sdks_stream_helper_reads_forms_and_calls(
     checkpoint: Checkpoint, serve: Serve
 ) -> None:
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         async with chat.stream(
             model="tiny", messages=HELLO, response_format=Answer, reasoning_effort="none",
             temperature=1, seed=4, max_tokens=600, n=2,
@@ -206,7 +209,7 @@ async def test_the_sdks_stream_helper_reads_forms_and_calls(
 async def test_several_answers_share_a_prompt(checkpoint: Checkpoint, serve: Serve) -> None:
     fields: dict[str, Any] = {"temperature": 1, "seed": 5, "max_tokens": 12,
                               "reasoning_effort": "none"}  # fmt: skip
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         whole, chunks = await ask(chat, n=3, **fields)
         alone = await chat.create(model="tiny", messages=HELLO, **fields)
         with pytest.raises(openai.BadRequestError) as caught:
@@ -227,7 +230,7 @@ async def test_several_answers_share_a_prompt(checkpoint: Checkpoint, serve: Ser
 
 async def test_logprobs_are_those_of_generate(checkpoint: Checkpoint, serve: Serve) -> None:
     """Against log_softmax of the scores of transformers' own generate()."""
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         whole, chunks = await ask(
             chat, logprobs=True, top_logprobs=4, temperature=0, max_tokens=10,
             reasoning_effort="none",
@@ -315,7 +318,7 @@ async def test_a_prefix_is_continued_and_its_space_is_kept(
 async def test_a_begun_form_is_completed(checkpoint: Checkpoint, serve: Serve) -> None:
     begun = '{"colour": "green", "s'
     messages = [*HELLO, {"role": "assistant", "content": begun}]
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         reply = await chat.create(
             model="tiny", messages=messages, max_tokens=400, temperature=1, seed=1,
             response_format={"type": "json_schema", "json_schema": {
@@ -326,7 +329,7 @@ async def test_a_begun_form_is_completed(checkpoint: Checkpoint, serve: Serve) -
 
 
 async def test_a_regex_and_a_choice(checkpoint: Checkpoint, serve: Serve) -> None:
-    async with serve(real(checkpoint)) as served, sdk(served) as chat:
+    async with serve(real(checkpoint), slots=SLOTS) as served, sdk(served) as chat:
         for wanted, allowed in (
             ({"choice": ["yes", "no"]}, {"yes", "no"}),
             ({"regex": "[01]-x"}, {"0-x", "1-x"}),

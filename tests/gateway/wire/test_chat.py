@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backends.chat import ChatRequest, ImagePart, TextPart
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
-from gateway.wire.chat import JSON_DEPTH_MAX, MESSAGES_MAX, ChatDialect
+from gateway.wire.chat import FORM_BYTES_MAX, JSON_DEPTH_MAX, MESSAGES_MAX, ChatDialect
 from policies.sensitivity import LabelRules, resolve
 from policies.types import Sensitivity
 from tests.policies.builders import principal
@@ -113,10 +113,67 @@ def test_nulls_of_the_sdks_mean_nothing_was_said() -> None:
     assert asked == read(body())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template", "{{ 1 }}"), ("prompt_embeds", "AAAA"), ("functions", [{"name": "f"}]),
+     ("echo", True), ("min_tokens", 5), ("guided_json", {}), ("modalities", ["audio"])],
+)  # fmt: skip
+def test_what_would_change_the_answer_and_is_not_honoured_is_refused(
+    name: str, value: object
+) -> None:
+    error = refused(body(**{name: value}))
+    assert (error.code, error.param) == ("unsupported_parameter", name)
+    assert name in error.message
+
+
+def test_the_same_fields_switched_off_pass_and_are_not_sent_on() -> None:
+    off = {"chat_template": None, "functions": None, "echo": False, "modalities": ["text"]}
+    assert msgspec.json.encode(read(body(**off)).chat) == msgspec.json.encode(read(body()).chat)
+
+
+FORM_BOUNDS: list[tuple[dict[str, Any], str]] = [
+    ({"structured_outputs": {"ebnf": "x"}}, "structured_outputs"),
+    (
+        {"structured_outputs": {"json": json.loads(nested(JSON_DEPTH_MAX + 1))}},
+        "structured_outputs",
+    ),
+    ({"structured_outputs": {"regex": "a" * FORM_BYTES_MAX}}, "structured_outputs"),
+    ({"response_format": {"type": "json_schema", "x": "a" * FORM_BYTES_MAX}}, "response_format"),
+    ({"chat_template_kwargs": {"anything": 1}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"enable_thinking": "x"}}, "chat_template_kwargs.enable_thinking"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"stop_token_ids": [1] * 65}, "stop_token_ids"),
+    ({"stop": ["x" * 1001]}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"n": 10**9}, "n"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), FORM_BOUNDS)
+def test_what_engines_compile_and_count_is_bounded(fields: dict[str, Any], param: str) -> None:
+    assert refused(body(**fields)).param == param
+
+
+def test_what_workers_understand_is_sent_on_as_it_came() -> None:
+    fields: dict[str, Any] = {
+        "stop_token_ids": [7], "ignore_eos": True, "logit_bias": {"5": -100.0}, "n": 3,
+        "structured_outputs": {"choice": ["a", "b"]}, "logprobs": True, "top_logprobs": 2,
+        "chat_template_kwargs": {"enable_thinking": False}, "continue_final_message": True,
+        "add_generation_prompt": False, "min_p": 0.1, "tools": [TOOL], "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }  # fmt: skip
+    sent = json.loads(msgspec.json.encode(read(body(**fields)).chat))
+    assert {name: sent[name] for name in fields} == fields
+
+
 def test_unknown_fields_never_reach_an_engine() -> None:
     unknown = {
-        "api_base": "http://169.254.169.254/", "extra_body": {"a": 1}, "chat_template": "{{ 1 }}",
-        "prompt_embeds": "AAAA", "mm_processor_kwargs": {}, "messages_extra": [], "cache_salt": "x",
+        "api_base": "http://169.254.169.254/", "extra_body": {"a": 1},
+        "mm_processor_kwargs": {}, "messages_extra": [], "cache_salt": "x",
     }  # fmt: skip
     message = {**HI[0], "prefix": True, "cache_control": {"type": "ephemeral"}}
     asked = read(body(**unknown, messages=[message], metadata={"sensitivity": "public", "k": "v"}))
