@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Glm46VImage
 from backends.glm.nano import CHECKPOINT
 
 Message = dict[str, Any]
-MAX_NEW_TOKENS = 160  # the longest thing it says, six things in detail, is about 110 tokens
+MAX_NEW_TOKENS = 160  # the longest, a thought and three things in detail, is about 110 tokens
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from backends.glm.nano.scene import (
     reading_order,
 )
 
-PLACE_MARGIN = 0.035  # distance of a centre from a border between two places
+PLACE_MARGIN = 0.045  # distance of a centre from a border between two places
 ROW_GAP = 0.06  # things of one row differ at least this much in x: reading order is decidable
 CONTRAST = 100.0  # Euclidean RGB distance between a thing and what it stands on
-MAX_THINGS = 4
+MAX_THINGS = 3
 RETRIES = 60
 
 Spot = tuple[float, float, float]  # x, y, size
@@ -118,8 +118,8 @@ def clear(spot: Spot, spots: list[Spot], aspect: tuple[float, float]) -> bool:
 
 def scatter(rng: random.Random, count: int, aspect: tuple[float, float]) -> list[Spot]:
     """Spots at random; tries again, smaller, until `count` fit."""
-    largest = {1: 0.9, 2: 0.52, 3: 0.42, 4: 0.36}[count]
-    smallest = 0.3 if count == 1 else 0.22
+    largest = {1: 0.9, 2: 0.52, 3: 0.42}[count]
+    smallest = 0.3 if count == 1 else 0.24
     while True:
         spots: list[Spot] = []
         for _ in range(RETRIES):
@@ -135,7 +135,7 @@ def scatter(rng: random.Random, count: int, aspect: tuple[float, float]) -> list
 
 def line_up(rng: random.Random, count: int, aspect: tuple[float, float]) -> list[Spot]:
     """Equal spots side by side, or one above the other when that fits."""
-    upright = count <= 3 and rng.random() < 0.3
+    upright = rng.random() < 0.3
     room = aspect[1] if upright else aspect[0]
     for _ in range(RETRIES):
         size = min(0.6, room / count * rng.uniform(0.55, 0.85))
@@ -157,9 +157,7 @@ def draw_things(
     background: str,
     ground: RGB,
 ) -> list[Thing]:
-    count = {"single": 1, "pair": 2, "alike": rng.randint(2, MAX_THINGS)}.get(
-        kind, rng.randint(3, MAX_THINGS)
-    )
+    count = {"single": 1, "pair": 2, "alike": rng.randint(2, MAX_THINGS)}.get(kind, MAX_THINGS)
     short = min(picture.size)
     aspect = (picture.width / short, picture.height / short)
     if count == 1 and rng.random() < 0.5:

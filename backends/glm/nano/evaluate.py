@@ -100,7 +100,7 @@ def ask_batch(answerer: Answerer, cases: list[Case], number: int) -> None:
         case.messages.append({"role": "assistant", "content": text})
 
 
-COLUMNS = ("0 or 1 thing", "2 things", "3 or 4 things", EN, ZH, "all")
+COLUMNS = ("0 or 1 thing", "2 things", "3 things", EN, ZH, "all")
 
 
 def columns(case: Case) -> tuple[str, ...]:

@@ -173,14 +173,16 @@ def learnt_states(
     ids: Tensor,
     positions: Tensor,
     branch: Tensor,
-    pixels: Tensor | None,
+    seen: Tensor | None,
     learnt: Tensor,
 ) -> Tensor:
-    """Last hidden states (N, width) at the places where `learnt` (B, L) is true, in row order."""
+    """Last hidden states (N, width) at the places where `learnt` (B, L) is true, in row order.
+
+    `seen`: what `see` made of the rows' pictures, if they have any.
+    """
     text = model.model.language_model
     embeds = text.embed_tokens(ids)
-    if pixels is not None:
-        seen = see(model.model.visual, pixels)
+    if seen is not None:
         mask = (ids == model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(mask, seen.reshape(-1, seen.shape[-1]).to(embeds.dtype))
     cos, sin = text.rotary_emb(embeds, position_ids=positions)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from backends.glm.nano import smalltalk
 from backends.glm.nano.draw import draw_labelled, draw_scene
 from backends.glm.nano.resize import FACTOR, MERGE, PATCH, model_size
-from backends.glm.nano.scene import COLOURS, SHAPES, Scene
+from backends.glm.nano.scene import COLOURS, PLACES, SHAPES, Scene
 from backends.glm.nano.talk import Question, follow_up, pick_language, questions_for
 from backends.glm.nano.tokenizer import special_ids
 from backends.glm.nano.wording import thought
@@ -62,10 +62,28 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What each patch shows, each (B, tokens, 4), one entry a patch, 0: ground.
+
+    Of the thing that it shows: shape, colour, place of the 3x3 grid, and how manieth it is in
+    reading order; all counted from 1.
+    """
+
+    shapes: NDArray[np.int64]
+    colours: NDArray[np.int64]
+    places: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """pixels: uint8 (B, H, W, 3) or None; ids, branch, labels: (B, L); positions: (3, B, L)."""
+    """pixels: uint8 (B, H, W, 3); ids, branch, labels: (B, L); positions: (3, B, L).
+
+    A batch without pictures has neither pixels nor marks.
+    """
 
     pixels: NDArray[np.uint8] | None
+    marks: Marks | None
     ids: NDArray[np.int64]
     branch: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -73,30 +91,38 @@ class Batch:
     positions: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """pixels: uint8 (B, H, W, 3); shapes, colours: (B, tokens, 4), one entry a patch, 0: ground."""
-
-    pixels: NDArray[np.uint8]
-    shapes: NDArray[np.int64]
-    colours: NDArray[np.int64]
-
-
-def labelled(seed: int, step: int, pictures: int) -> Labelled:
-    """Pictures with what each patch of them shows; depends on the arguments only."""
+def labelled(seed: int, step: int, pictures: int) -> tuple[NDArray[np.uint8], Marks]:
+    """Pictures, uint8 (B, H, W, 3), with their marks; depends on the arguments only."""
     rng = random.Random(f"labelled {seed} {step}")
-    high, wide = rng.choices(SIZES, SIZE_WEIGHTS)[0]
-    pixels, shapes, colours = [], [], []
-    for index in range(pictures):
-        drawn = draw_labelled(f"seen {seed} {step} {index}", size=canvas(rng, (high, wide)))
-        picture, scene, labels = drawn
-        pixels.append(np.asarray(picture.resize((wide, high), Image.Resampling.BICUBIC)))
-        which = patch_labels(np.asarray(labels.resize((wide, high), Image.Resampling.NEAREST)))
-        shape = [0, *(SHAPES.index(thing.shape) + 1 for thing in scene.things)]
-        colour = [0, *(list(COLOURS).index(thing.colour) + 1 for thing in scene.things)]
-        shapes.append(np.array(shape)[which])
-        colours.append(np.array(colour)[which])
-    return Labelled(np.stack(pixels), np.stack(shapes), np.stack(colours))
+    shape = rng.choices(SIZES, SIZE_WEIGHTS)[0]
+    drawn = [draw_small(rng, f"seen {seed} {step} {index}", shape) for index in range(pictures)]
+    return stack_pictures(drawn)
+
+
+Drawn = tuple[NDArray[np.uint8], Scene, NDArray[np.int64]]
+"""Pixels (H, W, 3), what they show, and for each patch (tokens, 4) which thing, 0: none."""
+
+
+def draw_small(rng: random.Random, seed: str, shape: tuple[int, int]) -> Drawn:
+    """A picture as the vision tower gets it: (height, width) in pixels is `shape`."""
+    high, wide = shape
+    picture, scene, labels = draw_labelled(seed, size=canvas(rng, shape))
+    pixels = np.asarray(picture.resize((wide, high), Image.Resampling.BICUBIC))
+    which = patch_labels(np.asarray(labels.resize((wide, high), Image.Resampling.NEAREST)))
+    return pixels, scene, which
+
+
+def stack_pictures(drawn: list[Drawn]) -> tuple[NDArray[np.uint8], Marks]:
+    """Pictures of one size as one array, and their marks."""
+    shapes, colours, places, ranks = [], [], [], []
+    for _, scene, which in drawn:
+        things = scene.things
+        shapes.append(np.array([0, *(SHAPES.index(t.shape) + 1 for t in things)])[which])
+        colours.append(np.array([0, *(list(COLOURS).index(t.colour) + 1 for t in things)])[which])
+        places.append(np.array([0, *(PLACES.index(t.place) + 1 for t in things)])[which])
+        ranks.append(which)
+    marks = Marks(np.stack(shapes), np.stack(colours), np.stack(places), np.stack(ranks))
+    return np.stack([pixels for pixels, _, _ in drawn]), marks
 
 
 def patch_labels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -122,16 +148,14 @@ class Packer:
         rng = random.Random(f"batch {seed} {step}")
         if not dense and step % TEXT_EVERY == 0:
             rows = [self.text_row(rng) for _ in range(self.pictures)]
-            return self.stack(rows, None)
+            return self.stack(rows)
         shape = rng.choices(SIZES, SIZE_WEIGHTS)[0]
-        rows, pixels = [], []
+        rows, pictures = [], []
         for index in range(self.pictures):
-            picture, scene = draw_scene(f"{seed} {step} {index}", size=canvas(rng, shape))
-            high, wide = shape
-            small = picture.resize((wide, high), Image.Resampling.BICUBIC)
-            pixels.append(np.asarray(small))
-            rows.append(self.picture_row(rng, scene, shape, dense=dense))
-        return self.stack(rows, np.stack(pixels))
+            drawn = draw_small(rng, f"{seed} {step} {index}", shape)
+            pictures.append(drawn)
+            rows.append(self.picture_row(rng, drawn[1], shape, dense=dense))
+        return self.stack(rows, *stack_pictures(pictures))
 
     # --- rows ---
 
@@ -285,7 +309,9 @@ class Packer:
         """About how many tokens a turn takes."""
         return len(self.tokenizer.encode(turn.text + turn.answer).ids) + 8
 
-    def stack(self, rows: list[Row], pixels: NDArray[np.uint8] | None) -> Batch:
+    def stack(
+        self, rows: list[Row], pixels: NDArray[np.uint8] | None = None, marks: Marks | None = None
+    ) -> Batch:
         longest = max(len(row.ids) for row in rows)
         count = len(rows)
         ids = np.full((count, longest), self.pad_id, np.int64)
@@ -299,7 +325,8 @@ class Packer:
             positions[:, i, :n] = np.array(row.position, np.int64).T
             wanted = np.array(row.target[1:])
             labels[i, : n - 1][wanted] = ids[i, 1:n][wanted]
-        return Batch(pixels, ids, branch, labels, [row.kinds for row in rows], positions)
+        kinds = [row.kinds for row in rows]
+        return Batch(pixels, marks, ids, branch, labels, kinds, positions)
 
 
 def canvas(rng: random.Random, shape: tuple[int, int]) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def questions_for(
 ) -> list[Question]:
     """`count` different questions in a random order (fewer if the scene has fewer facts).
 
-    Kinds are drawn evenly, so that a picture of six things is not only asked to be counted.
+    Kinds are drawn evenly, so that a picture of several things is not only asked to be counted.
     """
     facts = facts_of(scene, rng)
     by_key: dict[str, list[Fact]] = {}

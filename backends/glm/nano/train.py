@@ -26,15 +26,18 @@ from torch.nn import functional as F
 
 from backends.glm.nano import lean
 from backends.glm.nano.build import make_config, make_model, save_checkpoint
-from backends.glm.nano.pack import NO_LABEL, Batch, Packer, labelled
+from backends.glm.nano.draw import MAX_THINGS
+from backends.glm.nano.pack import NO_LABEL, Batch, Marks, Packer, labelled
 from backends.glm.nano.resize import MERGE
-from backends.glm.nano.scene import COLOURS, SHAPES
+from backends.glm.nano.scene import COLOURS, PLACES, SHAPES
 from backends.glm.nano.tokenizer import train_tokenizer
 
 SHARDS = 2  # a step is the sum of this many independent halves: fixed, so results never change
 STATE = "training.pt"
-# For each patch of a token: thing or ground, which shape, which colour. Thrown away at the end.
-LABELS = MERGE**2 * (1 + len(SHAPES) + len(COLOURS))
+# What is told of each patch of a token: thing or ground, and which shape, colour, place and rank.
+# The layer that tells it is thrown away at the end.
+CHOICES = (len(SHAPES), len(COLOURS), len(PLACES), MAX_THINGS)
+LABELS = MERGE**2 * (1 + sum(CHOICES))
 HELD_OUT = 1_000_003  # added to the seed: pictures of the progress line are never trained on
 
 
@@ -43,24 +46,28 @@ class Settings:
     """Everything the weights depend on."""
 
     seed: int = 0
-    steps: int = 3200
+    steps: int = 7500
     pictures: int = 24
     """Pictures in one shard; a step sees SHARDS times as many."""
-    see_steps: int = 1000
+    see_steps: int = 2000
     """Steps in which the vision tower alone learns what each patch shows."""
     dense_steps: int = 200
     """Steps after that spent on descriptions before questions of all kinds come in."""
+    see_share: float = 0.25
+    """Weight of what the patches show beside the answers, once these are taught: the tower goes
+    on seeing where things are, and the language model learns to read it off."""
     see_rate: float = 4e-3
     rate: float = 2.5e-3
     warmup: int = 40
     landing: float = 0.25
-    """Part of the steps, at the end, over which the rate falls to zero."""
+    """Part of the steps, at the end of the seeing and of all, over which the rate falls to zero."""
     decay: float = 0.03
 
     def rate_at(self, step: int) -> float:
         """Up, level, and down at the end, so that until then --steps may still be changed."""
         if self.seeing(step):
-            return self.see_rate * min(1.0, (step + 1) / self.warmup)
+            left = (self.see_steps - step) / (self.see_steps * self.landing)
+            return self.see_rate * min(1.0, (step + 1) / self.warmup, left)
         left = (self.steps - step) / (self.steps * self.landing)
         return self.rate * min(1.0, (step - self.see_steps + 1) / self.warmup, left)
 
@@ -126,40 +133,51 @@ class Training:
             return float(loss.detach()), torch.autograd.grad(loss, self.weights, allow_unused=True)
         dense = self.settings.dense(self.step)
         batch = self.packer.batch(self.settings.seed, self.step * SHARDS + index, dense=dense)
-        logits, labels = self.predict(batch)
-        loss = F.cross_entropy(logits, labels)
-        return float(loss.detach()), torch.autograd.grad(loss, self.weights, allow_unused=True)
+        logits, labels, seen = self.predict(batch)
+        loss = answers = F.cross_entropy(logits, labels)
+        if seen is not None and batch.marks is not None:
+            loss = answers + self.settings.see_share * self.telling_loss(seen, batch.marks)
+        return float(answers.detach()), torch.autograd.grad(loss, self.weights, allow_unused=True)
 
     def seeing_loss(self, number: int) -> Tensor:
-        """How badly each patch is told: thing or ground, and of a thing its shape and colour."""
-        batch = labelled(self.settings.seed, number, self.settings.pictures)
-        shapes, colours = torch.from_numpy(batch.shapes), torch.from_numpy(batch.colours)
+        """How badly the patches of a batch of pictures are told."""
+        pixels, marks = labelled(self.settings.seed, number, self.settings.pictures)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = lean.see(self.model.model.visual, torch.from_numpy(batch.pixels))
-            told = self.labeller(seen)
-        told = told.float().view(*shapes.shape, -1)
-        thing = shapes > 0
-        there = F.binary_cross_entropy_with_logits(told[..., 0], thing.float())
-        shape = F.cross_entropy(told[..., 1 : 1 + len(SHAPES)][thing], shapes[thing] - 1)
-        colour = F.cross_entropy(told[..., 1 + len(SHAPES) :][thing], colours[thing] - 1)
-        return there + shape + colour
+            seen = lean.see(self.model.model.visual, torch.from_numpy(pixels))
+        return self.telling_loss(seen, marks)
 
-    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (N, vocabulary) and labels (N,) of the N tokens that are learnt."""
-        pixels = None if batch.pixels is None else torch.from_numpy(batch.pixels)
+    def telling_loss(self, seen: Tensor, marks: Marks) -> Tensor:
+        """How badly it is told what each patch shows. seen: (B, tokens, width)."""
+        shapes = torch.from_numpy(marks.shapes)
+        with torch.autocast("cpu", torch.bfloat16):
+            told = self.labeller(seen)
+        there, *choices = told.float().view(*shapes.shape, -1).split((1, *CHOICES), dim=-1)
+        thing = shapes > 0
+        loss = F.binary_cross_entropy_with_logits(there[..., 0], thing.float())
+        wanted = (marks.shapes, marks.colours, marks.places, marks.ranks)
+        for choice, which in zip(choices, wanted, strict=True):
+            loss = loss + F.cross_entropy(choice[thing], torch.from_numpy(which)[thing] - 1)
+        return loss
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (N, vocabulary) and labels (N,) of the N tokens that are learnt, and what the
+        tower saw (B, tokens, width)."""
         labels = torch.from_numpy(batch.labels)
         learnt = labels != NO_LABEL
+        visual, seen = self.model.model.visual, None
         with torch.autocast("cpu", torch.bfloat16):
+            if batch.pixels is not None:
+                seen = lean.see(visual, torch.from_numpy(batch.pixels))
             hidden = lean.learnt_states(
                 self.model,
                 torch.from_numpy(batch.ids),
                 torch.from_numpy(batch.positions),
                 torch.from_numpy(batch.branch),
-                pixels,
+                seen,
                 learnt,
             )
             logits = self.model.lm_head(hidden)
-        return logits.float(), labels[learnt]
+        return logits.float(), labels[learnt], seen
 
     def check(self, batches: int) -> dict[str, float]:
         """Share of answers with every token right, by kind, on pictures never trained on."""
@@ -167,7 +185,7 @@ class Training:
         for index in range(batches):
             batch = self.packer.batch(self.settings.seed + HELD_OUT, index, dense=False)
             with torch.no_grad():
-                logits, labels = self.predict(batch)
+                logits, labels, _ = self.predict(batch)
             wrong = (logits.argmax(-1) != labels).tolist()
             places = (torch.from_numpy(batch.labels) != NO_LABEL).nonzero().tolist()
             failed = {

@@ -27,8 +27,8 @@ PLACE_ZH = {
     "top left": "左上角", "top": "上方", "top right": "右上角", "left": "左边", "center": "中间",
     "right": "右边", "bottom left": "左下角", "bottom": "下方", "bottom right": "右下角",
 }  # fmt: skip
-COUNT_EN = ("no", "a", "two", "three", "four")
-COUNT_ZH = ("零", "一", "两", "三", "四")
+COUNT_EN = ("no", "a", "two", "three")
+COUNT_ZH = ("零", "一", "两", "三")
 PICTURE_EN = ("picture", "image", "picture", "image", "photo", "drawing")
 PICTURE_ZH = ("图里", "图中", "图片里", "图片中", "这张图里", "图像中", "画面中")
 

@@ -61,7 +61,7 @@ def test_packed_equals_alone(tokenizer, size):
                 torch.from_numpy(batch.ids),
                 torch.from_numpy(batch.positions),
                 torch.from_numpy(batch.branch),
-                torch.from_numpy(batch.pixels),
+                lean.see(model.model.visual, torch.from_numpy(batch.pixels)),
                 torch.from_numpy(wanted),
             )
         )
@@ -91,9 +91,10 @@ def test_each_patch_is_labelled_with_what_it_shows():
     assert found[0].tolist() == [0, 2, 0, 0]
     assert found[5].tolist() == [1, 0, 1, 0]
     assert found.sum() == 4
-    one, two = labelled(1, 7, 3), labelled(1, 7, 3)
-    assert (one.pixels == two.pixels).all()
-    assert ((one.shapes > 0) == (one.colours > 0)).all()
+    (one, marks), (two, _) = labelled(1, 7, 3), labelled(1, 7, 3)
+    assert (one == two).all()
+    for other in (marks.colours, marks.places, marks.ranks):
+        assert ((marks.shapes > 0) == (other > 0)).all()
 
 
 def test_batches_depend_on_seed_and_step_only(tokenizer):

@@ -72,11 +72,12 @@ def test_other_settings_are_not_resumed(tokenizer, tmp_path):
         start(tokenizer, replace(SETTINGS, seed=6)).load(tmp_path)
 
 
-def test_the_rate_rises_then_falls():
-    settings = Settings(steps=1000, see_steps=100, warmup=50, landing=0.35)
+def test_the_rate_rises_then_falls_twice():
+    settings = Settings(steps=1000, see_steps=200, warmup=50, landing=0.35)
     rates = [settings.rate_at(step) for step in range(1000)]
-    assert rates[0] < rates[49] == rates[99] == settings.see_rate
-    assert rates[100] < rates[150] == rates[600] == settings.rate
+    assert rates[0] < rates[49] == rates[129] == settings.see_rate
+    assert rates[129] > rates[160] > rates[199] > 0
+    assert rates[200] < rates[250] == rates[649] == settings.rate
     assert rates[700] > rates[999] > 0
     longer = replace(settings, steps=1100)
     assert [longer.rate_at(step) for step in range(650)] == rates[:650]
