@@ -46,7 +46,7 @@ class Settings:
     """Everything the weights depend on."""
 
     seed: int = 0
-    steps: int = 7500
+    steps: int = 5500
     pictures: int = 24
     """Pictures in one shard; a step sees SHARDS times as many."""
     see_steps: int = 2000
