@@ -10,12 +10,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
-from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
 from aiohttp import web
 
+from gateway.admin_budgets import budget_paths
+from gateway.admin_io import answer_json, moment, read_json
 from gateway.archive.entries import Entry
 from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.errors import GatewayError
@@ -34,17 +35,7 @@ from policies.types import (
     SloClass,
 )
 
-T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class BudgetAsked(msgspec.Struct, forbid_unknown_fields=True):
-    """A budget to set. zone: whose midnight ends its period; None: the gateway's time zone."""
-
-    scope: str
-    limit_nano: int
-    period: str = "month"
-    zone: str | None = None
 
 
 class Described(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,9 +65,7 @@ def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
     """Every path of the admin port."""
     act = _Admin(gateway)
     guarded = [
-        ("GET", "/admin/budgets", act.list_budgets),
-        ("PUT", "/admin/budgets", act.set_budget),
-        ("DELETE", "/admin/budgets", act.delete_budget),
+        *budget_paths(gateway),
         ("GET", "/admin/report", act.report),
         ("GET", "/admin/rows", act.rows),
         ("GET", "/admin/entries", act.entries),
@@ -93,34 +82,6 @@ class _Admin:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def list_budgets(self, _: web.Request) -> web.Response:
-        return _json(await self._gateway.ledger.budgets(time.time()))
-
-    async def set_budget(self, request: web.Request) -> web.Response:
-        asked = await _read(request, BudgetAsked)
-        try:
-            await self._gateway.ledger.set_budget(
-                asked.scope,
-                limit_nano=asked.limit_nano,
-                period=asked.period,
-                zone=asked.zone or self._gateway.config.timezone,
-                now_s=time.time(),
-            )
-        except ValueError as error:
-            raise GatewayError(400, "invalid_value", str(error)) from None
-        return await self.list_budgets(request)
-
-    async def delete_budget(self, request: web.Request) -> web.Response:
-        scope, period = request.query.get("scope", ""), request.query.get("period", "")
-        try:
-            known = await self._gateway.ledger.delete_budget(scope, period, now_s=time.time())
-        except ValueError as error:
-            raise GatewayError(400, "invalid_value", str(error)) from None
-        if not known:
-            text = f"there is no budget {scope!r} with period {period!r}"
-            raise GatewayError(404, "not_found", text)
-        return await self.list_budgets(request)
-
     async def report(self, request: web.Request) -> web.Response:
         by = request.query.get("by", "backend")
         if by not in GROUPS:
@@ -128,11 +89,11 @@ class _Admin:
             raise GatewayError(400, "invalid_value", text, param="by")
         zone, tenant = ZoneInfo(self._gateway.config.timezone), request.query.get("tenant")
         rows = self._rows(request)
-        return _json(await summarise(rows, by=by, zone=zone, tenant=tenant))
+        return answer_json(await summarise(rows, by=by, zone=zone, tenant=tenant))
 
     async def rows(self, request: web.Request) -> web.Response:
         wanted = request.query.get("request_id")
-        return _json(
+        return answer_json(
             [row async for row in self._rows(request) if wanted is None or row.request_id == wanted]
         )
 
@@ -145,22 +106,23 @@ class _Admin:
         if after is not None and not _STREAM_ID.fullmatch(after):
             text = f"after must be the id of an entry such as 1795338000123-0, got {after!r}"
             raise GatewayError(400, "invalid_value", text, param="after")
-        return _json(HotPage(marks=marks, entries=await hot.entries(after, "+", limit=PAGE_ROWS)))
+        found = await hot.entries(after, "+", limit=PAGE_ROWS)
+        return answer_json(HotPage(marks=marks, entries=found))
 
     async def till(self, _: web.Request) -> web.Response:
-        return _json(await self._gateway.ledger.till())
+        return answer_json(await self._gateway.ledger.till())
 
     async def pool(self, _: web.Request) -> web.Response:
-        return _json(self._gateway.world.take())
+        return answer_json(self._gateway.world.take())
 
     async def explain(self, request: web.Request) -> web.Response:
-        facts = _facts_of(await _read(request, Described), self._gateway)
+        facts = _facts_of(await read_json(request, Described), self._gateway)
         world, now_s = self._gateway.world.take(), time.monotonic()
-        return _json(plan(facts, world, self._gateway.rules, now_s, Random(0)))  # noqa: S311
+        return answer_json(plan(facts, world, self._gateway.rules, now_s, Random(0)))  # noqa: S311
 
     def _rows(self, request: web.Request) -> AsyncIterator[Row]:
         return self._gateway.ledger.rows(
-            since_ms=_moment(request, "since"), until_ms=_moment(request, "until")
+            since_ms=moment(request, "since"), until_ms=moment(request, "until")
         )
 
 
@@ -176,25 +138,6 @@ def _guard(gateway: Gateway, handler: Handler) -> Handler:
         return await handler(request)
 
     return guarded
-
-
-async def _read(request: web.Request, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await request.read(), type=kind)
-    except msgspec.DecodeError as error:
-        raise GatewayError(400, "invalid_value", str(error)) from None
-
-
-def _moment(request: web.Request, name: str) -> int | None:
-    """A query parameter in milliseconds since 1970."""
-    value = request.query.get(name)
-    if value is None:
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        text = f"{name} must be milliseconds since 1970, got {value!r}"
-        raise GatewayError(400, "invalid_value", text, param=name) from None
 
 
 def _facts_of(asked: Described, gateway: Gateway) -> Facts:
@@ -228,8 +171,3 @@ def _facts_of(asked: Described, gateway: Gateway) -> Facts:
         deadline_ms=asked.deadline_ms,
         slo=asked.slo,
     )
-
-
-def _json(value: object) -> web.Response:
-    body = msgspec.json.encode(value, enc_hook=dict)  # a read-only mapping is one all the same
-    return web.Response(body=body, content_type="application/json")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
+import pwd
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from gateway.admin_io import ACTOR_HEADER
 from gateway.config import Config
 from gateway.data_dir import DataDir
 
@@ -28,6 +31,7 @@ class AdminClient:
         self._url = running.admin_url if running else f"http://{host}:{config.admin_port}"
         given = config.admin_token
         self._token = given.reveal() if given else data.admin_token()
+        self.actor = _account()  # who changes a budget, for the audit trail
 
     def call(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
@@ -38,9 +42,8 @@ class AdminClient:
         target = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else msgspec.json.encode(body)
         try:
-            connection.request(
-                method, target, body=data, headers={"Authorization": f"Bearer {self._token}"}
-            )
+            headers = {"Authorization": f"Bearer {self._token}", ACTOR_HEADER: self.actor}
+            connection.request(method, target, body=data, headers=headers)
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read())
         except (OSError, http.client.HTTPException):
@@ -53,3 +56,11 @@ class AdminClient:
         if response.status != 200:
             raise AdminError(str(answer.get("error", {}).get("message", response.reason)))
         return answer
+
+
+def _account() -> str:
+    """The name of this process's account; in a container it may have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

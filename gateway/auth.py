@@ -23,12 +23,22 @@ from jwt import PyJWTError
 
 from gateway.config_schema import AuthConfig
 from gateway.jwks import FILE_INTERVAL_S, Fetch, Jwks, KeyRing, file_fetch
-from gateway.keys import JWS, KID_CHARS_MAX, NAME, SCOPE, VerifyKey, from_config
+from gateway.keys import (
+    JWS,
+    KID_CHARS_MAX,
+    LABEL_KIND,
+    LABEL_VALUE,
+    NAME,
+    SCOPE,
+    VerifyKey,
+    from_config,
+)
 from policies.sensitivity import NAMES
 from policies.types import Principal, Sensitivity, SloClass
 
 MODELS_MAX = 256
 BUDGETS_MAX = 16  # each one is a key of the same Redis script
+LABELS_MAX = 8
 TEXT_CHARS_MAX = 256
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -290,9 +300,9 @@ def read_claims(
 ) -> Principal:
     """The Principal that verified claims describe. Raises AuthError for claims we cannot honour.
 
-    A claim that limits and cannot be read must not be dropped. `models` and `budgets` refuse the
-    token; `sensitivity` counts as the strictest. `models: []` is refused as well: to the issuer
-    it may mean none, while to a Principal it would mean all.
+    A claim that limits and cannot be read must not be dropped. `models`, `budgets` and `labels`
+    refuse the token; `sensitivity` counts as the strictest. `models: []` is refused as well: to
+    the issuer it may mean none, while to a Principal it would mean all.
     """
     tenant = _text(claims, "tenant")
     if tenant is None:
@@ -319,7 +329,7 @@ def read_claims(
         sensitivity_floor=floor,
         label_malformed="sensitivity" in claims and floor is None,
         slo=slo,
-        budgets=budgets,
+        budgets=(*budgets, *_labels(claims)),
         expires_at_s=float(claims.get("exp", 0.0)),
     )
 
@@ -345,6 +355,20 @@ def _texts(claims: Mapping[str, Any], name: str, most: int) -> tuple[str, ...]:
         if not isinstance(value, str) or not 0 < len(value) <= TEXT_CHARS_MAX or not _clean(value):
             raise _invalid(name, f"The claim {name} is not a list of texts.")
     return tuple(dict.fromkeys(values))
+
+
+def _labels(claims: Mapping[str, Any]) -> tuple[str, ...]:
+    """The claim `labels`, {"team": "vision"}, as scopes: label:team=vision. Raises AuthError."""
+    if "labels" not in claims:
+        return ()
+    labels = claims["labels"]
+    if not isinstance(labels, dict) or not 0 < len(labels) <= LABELS_MAX:
+        raise _invalid("labels", f"The claim labels is not an object of 1 to {LABELS_MAX} labels.")
+    for kind, value in labels.items():
+        readable = isinstance(value, str) and LABEL_VALUE.fullmatch(value)
+        if not readable or not LABEL_KIND.fullmatch(kind):
+            raise _invalid("labels", "The claim labels holds something that is not a plain name.")
+    return tuple(f"label:{kind}={labels[kind]}" for kind in sorted(labels))
 
 
 def _clean(text: str) -> bool:

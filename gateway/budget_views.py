@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+import msgspec
+
 from gateway.redis_link import Packed
-from policies.budget import Period, window_at
+from policies.budget import BudgetOptions, Period, window_at
 from policies.types import BudgetView, Value
 
 # A finished period's figures are kept this long, for holds that straddle its end (a hold lives one
@@ -30,6 +32,40 @@ class BudgetStatus(Value, frozen=True, kw_only=True):
     held_nano: int
     resets_at_s: float | None
     version: int = 0
+    starts_at_s: float | None = None  # of the current period
+    start_day: int = 1
+    frozen: bool = False
+    options: BudgetOptions = BudgetOptions()
+
+
+_options = msgspec.json.Decoder(BudgetOptions).decode
+
+
+class Definition(Value, frozen=True, kw_only=True):
+    """A budget as the books have it: what set_budget.lua writes as a limit and a few lines."""
+
+    limit_nano: int
+    mode: str  # "" binds, "S" never refuses, "F" frozen
+    generation: str
+    version: int
+    zone: str
+    start_day: int
+    options: BudgetOptions
+
+    @classmethod
+    def read(cls, limit: str, lines: str) -> Definition:
+        """Raises ValueError for what no ledger wrote."""
+        mode = limit[:1] if limit[:1] in ("S", "F") else ""
+        generation, version, zone, _, *more = lines.split("\n")
+        return cls(
+            limit_nano=int(limit[len(mode) :]),
+            mode=mode,
+            generation=generation,
+            version=int(version),
+            zone=zone,
+            start_day=int(more[0]) if more else 1,  # books of before there was one
+            options=_options(more[1]) if more else BudgetOptions(),
+        )
 
 
 class Budget:
@@ -40,30 +76,27 @@ class Budget:
     """
 
     __slots__ = (
-        "_view", "counter", "definition", "held_nano", "id", "limit_nano", "packed", "period",
-        "posted_nano", "resets_s", "scope", "starts_s", "version", "zone",
+        "_view", "counter", "definition", "drop_ms", "held_nano", "id", "packed", "period",
+        "posted_nano", "resets_s", "scope", "starts_s",
     )  # fmt: skip
 
-    def __init__(self, budget_id: str, limit_nano: int, definition: str, now_s: float) -> None:
-        """`definition` as set_budget.lua writes it. Raises ValueError for anything else."""
+    def __init__(self, budget_id: str, definition: Definition, now_s: float) -> None:
+        """Raises ValueError for an id that no ledger wrote."""
         self.id, self.definition = budget_id, definition
         period, _, self.scope = budget_id.partition("|")
         self.period = Period(period)
-        generation, version, self.zone, _ = definition.split("\n")
-        self.version = int(version)
-        self.limit_nano = limit_nano
-        window = window_at(self.period, self.zone, now_s)
+        window = window_at(self.period, definition.zone, now_s, definition.start_day)
         self.starts_s = -math.inf if window.starts_s is None else window.starts_s
         self.resets_s = math.inf if window.resets_at_s is None else window.resets_at_s
-        self.counter = f"{self.id}|{generation}|{window.id}"
+        self.counter = f"{self.id}|{definition.generation}|{window.id}"
         ends = window.resets_at_s
-        drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
-        self.packed = Packed.of(self.id, self.counter, drop_ms)  # as reserve.lua wants it
+        self.drop_ms = 0 if ends is None else int(1000 * (ends + KEEP_FINISHED_S))
+        self.packed = Packed.of(self.id, self.counter, self.drop_ms)  # as reserve.lua wants it
         self.saw(0, 0)  # not known yet
 
     def at(self, now_s: float) -> Budget:
         """The same budget in the period that `now_s` is in."""
-        return Budget(self.id, self.limit_nano, self.definition, now_s)
+        return Budget(self.id, self.definition, now_s)
 
     def saw(self, posted_nano: int, held_nano: int) -> None:
         self.posted_nano = posted_nano
@@ -75,28 +108,44 @@ class Budget:
         return None if self.resets_s == math.inf else self.resets_s
 
     @property
+    def starts_at_s(self) -> float | None:
+        return None if self.starts_s == -math.inf else self.starts_s
+
+    @property
     def view(self) -> BudgetView:
         """Made when somebody looks: figures change more often."""
         if self._view is None:
+            definition = self.definition
             self._view = BudgetView(
                 scope=self.scope,
-                limit_nano=self.limit_nano,
+                limit_nano=definition.limit_nano,
                 posted_nano=self.posted_nano,
                 held_nano=self.held_nano,
                 resets_at_s=self.resets_at_s,
+                starts_at_s=self.starts_at_s,
+                period=self.period.value,
+                hard=definition.options.hard,
+                frozen=definition.mode == "F",
+                soft=definition.options.soft,
+                pace=definition.options.pace,
             )
         return self._view
 
     def status(self) -> BudgetStatus:
+        definition = self.definition
         return BudgetStatus(
             scope=self.scope,
             period=self.period,
-            zone=self.zone,
-            limit_nano=self.limit_nano,
+            zone=definition.zone,
+            limit_nano=definition.limit_nano,
             posted_nano=self.posted_nano,
             held_nano=self.held_nano,
             resets_at_s=self.resets_at_s,
-            version=self.version,
+            version=definition.version,
+            starts_at_s=self.starts_at_s,
+            start_day=definition.start_day,
+            frozen=definition.mode == "F",
+            options=definition.options,
         )
 
 
@@ -118,10 +167,10 @@ class BudgetViews:
         limit_of = dict(zip(limits[::2], limits[1::2], strict=True))
         before, self._by_id, self._by_scope = self._by_id, {}, {}
         for raw_id, definition in zip(defs[::2], defs[1::2], strict=True):
-            budget = Budget(raw_id.decode(), int(limit_of[raw_id]), definition.decode(), now_s)
+            read = Definition.read(limit_of[raw_id].decode(), definition.decode())
+            budget = Budget(raw_id.decode(), read, now_s)
             old = before.get(budget.id)
             if old is not None and old.counter == budget.counter:
-                old.limit_nano, old.version = budget.limit_nano, budget.version
                 old.definition = budget.definition
                 old.saw(old.posted_nano, old.held_nano)  # the view has the limit in it
                 budget = old  # open holds know this one
@@ -143,6 +192,14 @@ class BudgetViews:
                 found.append(budget)
         return found
 
+    def drawn_then(self, scopes: Iterable[str], then_s: float) -> list[Budget]:
+        """As `drawn`, for a moment of the past: what is current stays as it is."""
+        return [
+            budget if budget.starts_s <= then_s < budget.resets_s else budget.at(then_s)
+            for scope in dict.fromkeys(scopes)
+            for budget in self._by_scope.get(scope, ())
+        ]
+
     def saw(self, budgets: Sequence[Budget], figures: Sequence[int]) -> None:
         """Takes over fresh figures: posted, held, posted, held, ..."""
         for i, budget in enumerate(budgets):
@@ -151,6 +208,10 @@ class BudgetViews:
 
     def all(self, now_s: float) -> list[Budget]:
         return self.drawn(self._by_scope, now_s)
+
+    def known(self) -> list[Budget]:
+        """Every budget in the period that it was last looked at in."""
+        return list(self._by_id.values())
 
     def of(self, budget_id: str) -> Budget | None:
         return self._by_id.get(budget_id)

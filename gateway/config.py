@@ -25,6 +25,7 @@ from gateway.config_schema import (
     Algorithm,
     ArkConfig,
     AuthConfig,
+    BudgetsConfig,
     KeyConfig,
     LimitsConfig,
     LocalCostConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "ArchiveConfig",
     "ArkConfig",
     "AuthConfig",
+    "BudgetsConfig",
     "Config",
     "ConfigError",
     "KeyConfig",
@@ -125,6 +127,7 @@ class Config(Section, frozen=True, kw_only=True):
     local_cost: LocalCostConfig = LocalCostConfig()
     archive: ArchiveConfig = ArchiveConfig()
     limits: LimitsConfig = LimitsConfig()
+    budgets: BudgetsConfig = BudgetsConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:

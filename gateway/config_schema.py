@@ -28,6 +28,7 @@ Tokens = Annotated[int, Meta(ge=1, le=16_777_216, description="tokens")]
 Cny = Annotated[float, Meta(ge=0, le=1e9, description="CNY")]
 Kid = Annotated[str, Meta(min_length=1, max_length=128)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z][\w.-]{0,31}$", description="a plain name")]
 Algorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
 LevelName = Literal["public", "internal", "sensitive"]
 
@@ -226,6 +227,9 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
                            the request overflows to the cloud; ttft_batch_s: for class batch
     output_tokens_default: for a request that names no limit: an unlimited one cannot be priced
     output_tokens_max:     a larger wish is clamped to this
+    local_without_books:   while Redis is away local requests go on, noted on this machine's disk
+                           and booked later; false: nothing is answered without the books. The
+                           cloud is never asked without them
     header_s, body_idle_s: a client that sends slower is cut off
     drain_s:               how long running requests may take after SIGTERM
     """
@@ -236,6 +240,7 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     ttft_batch_s: Seconds = 60.0
     output_tokens_default: Tokens = 1_024
     output_tokens_max: Tokens = 32_768
+    local_without_books: bool = False
     header_s: Seconds = 10.0
     body_idle_s: Seconds = 15.0
     drain_s: Seconds = 60.0
@@ -245,6 +250,37 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.output_tokens_default > self.output_tokens_max:
             raise Invalid("output_tokens_default", "is above output_tokens_max")
+
+
+class AlertsConfig(Section, frozen=True, kw_only=True):
+    """Who is told of budgets besides the log. Thresholds are each budget's own.
+
+    webhook_url:    gets a POST of JSON for each crossing; signed: x-yuzui-signature is
+                    t=<seconds>,v1=<HMAC-SHA256 of "<seconds>.<body>" with webhook_secret>
+    webhook_secret: at least 16 characters: a signature with an empty key is anybody's
+    """
+
+    webhook_url: str | None = None
+    webhook_secret: Secret | None = None
+
+    def __post_init__(self) -> None:
+        if self.webhook_url is None:
+            return
+        check_url(self.webhook_url, "webhook_url")
+        if self.webhook_secret is None or len(self.webhook_secret.reveal()) < 16:
+            raise Invalid("webhook_secret", "a webhook needs a secret of 16 characters or more")
+
+
+class BudgetsConfig(Section, frozen=True, kw_only=True):
+    """What budgets take from a request beyond who sends it.
+
+    metadata_labels: entries of the body's `metadata` that are labels: {project: x} draws on the
+                     budget label:project=x. Callers write them themselves, so a label can only add
+                     a budget to those of their token
+    """
+
+    metadata_labels: Annotated[tuple[Label, ...], Meta(max_length=8)] = ()
+    alerts: AlertsConfig = AlertsConfig()
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

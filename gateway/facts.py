@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from multidict import CIMultiDictProxy
@@ -13,6 +13,7 @@ from backends import media
 from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
 from gateway.errors import GatewayError
 from gateway.gateway import Gateway
+from gateway.keys import LABEL_VALUE
 from gateway.wire.base import Asked
 from policies import sensitivity, tokens
 from policies.types import (
@@ -60,12 +61,17 @@ def facts_of(
         rules=gateway.label_rules,
     )
     chars, utf8_bytes = _measure(_texts(chat))
-    wish = chat.max_completion_tokens or chat.max_tokens or config.limits.output_tokens_default
-    output_max = min(wish, config.limits.output_tokens_max)
+    wish = chat.max_completion_tokens or chat.max_tokens
+    usual = gateway.history.bound(principal.tenant, name)
+    # Without a wish: more than the default where this caller's answers are long, and when money
+    # is short no more than they usually need.
+    most = max(config.limits.output_tokens_default, usual or 0) if wish is None else wish
+    output_max = min(most, config.limits.output_tokens_max)
+    shorter = usual if usual is not None and usual < output_max else 0
     return Facts(
         request_id=request_id,
         tenant=principal.tenant,
-        scopes=scopes_of(principal),
+        scopes=(*scopes_of(principal), *labels_of(asked.metadata, config.budgets.metadata_labels)),
         model=name,
         side=side,
         label=label,
@@ -78,6 +84,8 @@ def facts_of(
         ),
         output_tokens_max=output_max,
         output_tokens_likely=gateway.world.likely_output_tokens(name, output_max),
+        output_tokens_tight=shorter if wish is None else 0,
+        output_tokens_first=shorter,
         deadline_ms=_deadline(headers.getall("x-yuzui-deadline-ms", ())),
         slo=principal.slo,
         stream=bool(chat.stream),
@@ -90,6 +98,24 @@ def scopes_of(principal: Principal) -> tuple[str, ...]:
     if principal.org:
         scopes.append(f"org:{principal.org}")
     scopes += [scope for scope in principal.budgets if scope not in scopes]
+    return tuple(scopes)
+
+
+def labels_of(metadata: Mapping[str, object], allowed: Iterable[str]) -> tuple[str, ...]:
+    """Scopes label:kind=value from the entries of a request's metadata that the operator named.
+
+    They are the caller's own word: they can add a budget, and never take one away. Raises
+    GatewayError.
+    """
+    scopes = []
+    for kind in allowed:
+        value = metadata.get(kind)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not LABEL_VALUE.fullmatch(value):
+            text = f"metadata.{kind} must be a plain name of at most 80 letters, digits, . _ @ / -"
+            raise GatewayError(400, "invalid_value", text, param=f"metadata.{kind}")
+        scopes.append(f"label:{kind}={value}")
     return tuple(scopes)
 
 

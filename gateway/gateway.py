@@ -20,11 +20,14 @@ from backends.base import Backend, Timeouts
 from backends.egress import Egress
 from backends.pool import Pool
 from gateway.admission import Admission
+from gateway.alerts import Alerts
 from gateway.auth import Authenticator
 from gateway.config import Config
+from gateway.history import History
 from gateway.ledger import Ledger, LedgerFault, LedgerUnavailable
 from gateway.prices import load_card
 from gateway.snapshot import World
+from gateway.spool import Spool
 from gateway.tasks import spawn
 from policies.price import LocalRate
 from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
@@ -34,6 +37,7 @@ _log = structlog.get_logger("yuzui.gateway")
 
 TEND_EVERY_S = 1.0  # lease, sweep, and the ledger's figures for the snapshot
 READY_PATIENCE_S = 0.5
+HISTORY_ROWS = 5_000  # that a starting process looks at, for how long answers are
 JWKS_BYTES_MAX = 1024 * 1024
 _JWKS_LIMITS = Timeouts(connect_s=2.0, first_s=5.0, idle_s=5.0, total_s=10.0)
 
@@ -63,6 +67,18 @@ class Gateway:
         self.auth = Authenticator.from_config(
             config.auth, fetch=self._fetch_jwks, names=self.label_rules.names
         )
+        secret = config.budgets.alerts.webhook_secret
+        self.alerts = Alerts(
+            ledger,
+            self._egress,
+            webhook_url=config.budgets.alerts.webhook_url,
+            webhook_secret=secret.reveal() if secret is not None else None,
+            later=self.later,
+        )
+        self.spool: Spool | None = None
+        if config.limits.local_without_books:
+            self.spool = Spool.open(config.data_dir / "spool", strict=config.strict)
+        self.history = History(config.limits.output_tokens_max)
         self._later: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -100,7 +116,8 @@ class Gateway:
         try:
             await asyncio.wait_for(self.ledger.ping(), READY_PATIENCE_S)
         except (LedgerUnavailable, TimeoutError):
-            missing.append("ledger")
+            if self.spool is None:  # else local requests are answered all the same
+                missing.append("ledger")
         up = any(worker.health is Health.UP for worker in self.pool.states())
         if not up and self._ark is None:
             missing.append("worker")
@@ -112,6 +129,7 @@ class Gateway:
         now_s = time.time()
         await self.ledger.renew_lease(now_s)
         await self.ledger.refresh(now_s)
+        await self.history.seed(self.ledger.latest_rows(HISTORY_ROWS))
         await self.pool.start()
         await self.auth.keys.start()
         self._tending = spawn(self._tend(), name="tend the ledger")
@@ -126,16 +144,23 @@ class Gateway:
         await self.auth.keys.stop()
         await self.pool.close()
         await self._egress.close()
+        if self.spool is not None:
+            self.spool.close()
         await self.ledger.close()
 
     async def _tend(self) -> None:
         """Keeps the lease, resolves what others left behind, and reads the budgets' figures."""
         while True:
             now_s = time.time()
+            if self.spool is not None:
+                self.spool.flush()
             try:
                 await self.ledger.renew_lease(now_s)
                 swept = await self.ledger.sweep(now_s)
                 await self.ledger.refresh(now_s)
+                await self.alerts.look(now_s)
+                if self.spool is not None:
+                    await self.spool.book(self.ledger)
                 if swept.voided or swept.expired:
                     _log.warning("swept", voided=swept.voided, expired=swept.expired)
             except (LedgerUnavailable, LedgerFault) as error:
@@ -182,6 +207,8 @@ def _allowed(config: Config) -> list[str]:
     allowed = [*config.workers]
     if config.ark.enabled:
         allowed.append(config.ark.base_url)
+    if config.budgets.alerts.webhook_url:
+        allowed.append(config.budgets.alerts.webhook_url)
     if config.auth.jwks_url:
         allowed.append(config.auth.jwks_url)
     return allowed

@@ -39,7 +39,10 @@ PRIVATE_KEY_FILE = "signing-key.pem"
 # The kinds of names that tokens carry. They become parts of Redis keys and of `kind:name` scopes,
 # so neither colon nor brace nor control character may be in one. Letters of any script may.
 NAME = re.compile(r"[^\W_][\w.@-]{0,127}")
-SCOPE = re.compile(r"[a-z]{1,16}:[\w.@/*-]{1,128}")
+SCOPE = re.compile(r"[a-z]{1,16}:[\w.@/*=-]{1,128}")
+# A label is kind=value, and its budget's scope label:kind=value.
+LABEL_KIND = re.compile(r"[A-Za-z][\w.-]{0,31}")
+LABEL_VALUE = re.compile(r"[\w.@/*-]{1,80}")
 
 JWS = PyJWS(algorithms=["HS256", "RS256", "ES256", "EdDSA"])
 _OF_JWK: Mapping[str, Algorithm] = {  # by kty and crv

@@ -2,6 +2,7 @@
 
     reserve    a hold on every budget of the request, or on none   -> Reserved | Exhausted
     mark_sent  the request is about to leave: it may be billed from here on
+    grow       a larger hold, on every budget or on none
     settle     post the cost and write the row, in one step
     void       give the hold back: certainly not billed
     sweep      resolve what its gateway no longer can
@@ -18,23 +19,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway import rows
 from gateway.budget_views import Budget, BudgetStatus
-from gateway.ledger_control import Control
 from gateway.ledger_parts import (
+    BOOK,
     DEFINITIONS,
     DELETE_BUDGET,
+    GROW,
     HOLD_S_MAX,
     LEASE,
     MARK_SENT,
     REMEMBER_MS,
     REMEMBER_S,
     RESERVE,
+    RESTORE,
     SET_BUDGET,
     SETTLE,
+    STANDING,
     SWEEP,
     VOID,
     Exhausted,
@@ -46,6 +51,7 @@ from gateway.ledger_parts import (
     Swept,
     Till,
 )
+from gateway.ledger_watch import PUT_BACK_S, Noted, Watched
 from gateway.redis_link import LedgerFault, LedgerUnavailable, RedisLink
 from gateway.rows import Row
 from policies.budget import HoldState, Period
@@ -70,7 +76,7 @@ _STATES: Final = {
 }
 
 
-class Ledger(Control):
+class Ledger(Watched):
     """One process's access to the books. Make it with `connect`; use it on one event loop.
 
     Every method that talks to Redis raises LedgerUnavailable when Redis is down, slow, loading or
@@ -80,10 +86,7 @@ class Ledger(Control):
     def __init__(
         self, hot: RedisLink, control: RedisLink, keys: Keys, *, lease_s: float, server_clock: bool
     ) -> None:
-        super().__init__(control, keys, lease_s=lease_s, server_clock=server_clock)
-        self._hot = hot
-        # open holds of this process: what they draw on, and until when that can matter
-        self._open: dict[str, tuple[list[Budget], float]] = {}
+        super().__init__(hot, control, keys, lease_s=lease_s, server_clock=server_clock)
         self._abandoned: dict[str, None] = {}  # to be voided as soon as Redis can be reached
 
     @classmethod
@@ -102,21 +105,39 @@ class Ledger(Control):
 
         server_clock: leases, deadlines and periods follow the clock of the server, so that a
         gateway with a wrong clock harms nobody. False: they follow the `now_s` that is passed in,
-        for tests. Raises LedgerUnavailable, ValueError.
+        for tests. Raises LedgerUnavailable (also for a server that must not keep books: one that
+        evicts, or a replica), ValueError.
         """
-        scripts = (RESERVE, MARK_SENT, SETTLE, VOID)
+        scripts = (RESERVE, MARK_SENT, GROW, SETTLE, VOID)
         hot = await RedisLink.connect(url, scripts=scripts, call_timeout_s=call_timeout_s)
         try:
             control = await RedisLink.connect(
                 url,
-                scripts=(SWEEP, LEASE, DEFINITIONS, SET_BUDGET, DELETE_BUDGET),
+                scripts=(
+                    SWEEP,
+                    LEASE,
+                    DEFINITIONS,
+                    SET_BUDGET,
+                    DELETE_BUDGET,
+                    RESTORE,
+                    STANDING,
+                    BOOK,
+                ),
                 call_timeout_s=max(call_timeout_s, CONTROL_TIMEOUT_S),
             )
         except BaseException:
             await hot.close()
             raise
         keys = Keys(books, instance)
-        return cls(hot, control, keys, lease_s=lease_s, server_clock=server_clock)
+        ledger = cls(hot, control, keys, lease_s=lease_s, server_clock=server_clock)
+        try:
+            await ledger.watch()
+            ledger._check_frozen()
+        except BaseException:
+            await hot.close()
+            await control.close()
+            raise
+        return ledger
 
     # ------------------------------------------------------------ the life of a hold
 
@@ -132,6 +153,8 @@ class Ledger(Control):
             raise ValueError(f"a hold of {hold.amount_nano} nano-CNY is out of range")
         if not 0 < hold.deadline_s - now_s <= HOLD_S_MAX:
             raise ValueError(f"a hold lives up to {HOLD_S_MAX:.0f} s")
+        if not hold.sent:  # the cloud's money; what a local request costs is ours
+            self._check_frozen()
         draft, ours_s = rows.encode(hold.draft), now_s + self._skew_s
         try:
             for _ in range(RELOADS_MAX):
@@ -150,7 +173,7 @@ class Ledger(Control):
                     more=[budget.packed for budget in drawn],
                 )
                 if reply[0] != 0:
-                    return self._reserved(hold, drawn, reply)
+                    return self._reserved(hold, draft, drawn, reply)
                 epoch, limits, defs = reply[2:]
                 self._budgets.load(epoch.decode(), limits, defs, ours_s)
         except asyncio.CancelledError:
@@ -163,22 +186,49 @@ class Ledger(Control):
         raise LedgerUnavailable("the budgets keep changing", ambiguous=False)
 
     def _reserved(
-        self, hold: HoldRequest, drawn: list[Budget], reply: list[Any]
+        self, hold: HoldRequest, draft: bytes, drawn: list[Budget], reply: list[Any]
     ) -> Reserved | Exhausted:
         if reply[0] == 1:
             self._budgets.saw(drawn, reply[1:])
-            self._open[hold.id] = (drawn, hold.deadline_s)
+            self._open[hold.id] = Noted(
+                hold.id, drawn, hold.amount_nano, hold.sent, draft, hold.deadline_s
+            )
             return Reserved(hold_id=hold.id, budgets=tuple([budget.view for budget in drawn]))
         if reply[0] == 2:
-            budget = drawn[reply[1]]
-            self._budgets.saw((budget,), reply[2:])
-            return Exhausted(budget=budget.view, period=budget.period)
+            return self._no_room(drawn[reply[1]], reply[2:], hold.amount_nano)
         raise HoldClosed(hold.id, _STATES[reply[1]])
 
     async def mark_sent(self, hold_id: str) -> bool:
         """Call it just before the first byte leaves. False: the hold is not open (it ran out);
         nothing may be sent then."""
-        return bool(await self._hot.run(self._keys.mark_sent, hold_id) == 1)
+        self._check_frozen()
+        marked = bool(await self._hot.run(self._keys.mark_sent, hold_id) == 1)
+        if marked and hold_id in self._open:
+            self._open[hold_id].sent = True
+        return marked
+
+    async def grow(self, hold_id: str, amount_nano: int) -> Reserved | Exhausted:
+        """Makes an open hold `amount_nano` large, on every budget that it draws on, or leaves it as
+        it is. Repeating it changes nothing. Raises HoldClosed when the hold is not open any more,
+        ValueError for an amount out of range."""
+        if not 0 < amount_nano <= MONEY_NANO_MAX:
+            raise ValueError(f"a hold of {amount_nano} nano-CNY is out of range")
+        reply: list[Any] = await self._hot.run(self._keys.grow, hold_id, amount_nano)
+        noted = self._open.get(hold_id)
+        drawn = noted.drawn if noted is not None else []
+        if reply[0] == 1:
+            if noted is not None:
+                noted.amount_nano = max(noted.amount_nano, amount_nano)
+            self._took(drawn, reply[1:])
+            return Reserved(hold_id=hold_id, budgets=tuple([budget.view for budget in drawn]))
+        if reply[0] == 2 and drawn:
+            return self._no_room(drawn[reply[1]], reply[2:], amount_nano)
+        state = _STATES[reply[1]] if reply[0] == 3 else HoldState.VOIDED
+        raise HoldClosed(hold_id, state)
+
+    def _no_room(self, budget: Budget, figures: list[int], amount_nano: int) -> Exhausted:
+        self._budgets.saw((budget,), figures)
+        return Exhausted(budget=budget.view, period=budget.period, amount_nano=amount_nano)
 
     async def settle(self, hold_id: str, row: Row) -> Settled:
         """Posts `row.posted_nano`, at most what was held, and writes the row.
@@ -189,22 +239,32 @@ class Ledger(Control):
         """
         if row.posted_nano < 0:
             raise ValueError("a cost cannot be negative")
-        reply = await self._hot.run(
-            self._keys.settle,
-            hold_id,
-            min(row.posted_nano, MONEY_NANO_MAX),
-            rows.encode(row),
-            self._clock(),
-            REMEMBER_MS,
-        )
-        drawn, _ = self._open.pop(hold_id, ((), 0.0))
+        encoded, cost_nano = rows.encode(row), min(row.posted_nano, MONEY_NANO_MAX)
+        reply = await self._settle(hold_id, cost_nano, encoded)
+        noted = self._open.get(hold_id)
+        if reply[0] == 2 and noted is not None and await self._lost(noted):
+            reply = await self._settle(hold_id, cost_nano, encoded)
+        self._open.pop(hold_id, None)
         if reply[0] == 1:
-            self._took(drawn, reply[2:])
+            if noted is not None:
+                noted.row, noted.cost_nano, noted.settled_s = encoded, cost_nano, time.monotonic()
+                self._recent.append(noted)
+                self._took(noted.drawn, reply[2:])
             return Settled(posted_nano=reply[1], already=False)
         if reply[0] == 0:
             return Settled(posted_nano=reply[1], already=True, state=_STATES[reply[2]])
         _log.error("settled_unknown_hold: %s", hold_id)
         return Settled(posted_nano=0, already=True, state=None)
+
+    def _settle(self, hold_id: str, cost_nano: int, row: bytes) -> asyncio.Future[Any]:
+        return self._hot.run(self._keys.settle, hold_id, cost_nano, row, self._clock(), REMEMBER_MS)
+
+    async def _lost(self, noted: Noted) -> bool:
+        """Whether an open hold of ours was lost with a server; it is put back then."""
+        swept = noted.deadline_s < time.time() or time.monotonic() - self._contact_s > PUT_BACK_S
+        if swept or not self._server_clock:
+            return False  # its end may be forgotten already: booked once is enough
+        return await self._restore(noted)
 
     async def void(self, hold_id: str) -> None:
         """Gives a hold back. An id that is not known is refused from now on, so a reservation
@@ -222,9 +282,9 @@ class Ledger(Control):
 
     def _voided(self, hold_id: str, reply: list[Any]) -> None:
         self._abandoned.pop(hold_id, None)
-        drawn, _ = self._open.pop(hold_id, ((), 0.0))
-        if reply[0] == 1:
-            self._took(drawn, reply[1:])
+        noted = self._open.pop(hold_id, None)
+        if reply[0] == 1 and noted is not None:
+            self._took(noted.drawn, reply[1:])
 
     def _took(self, drawn: Sequence[Budget], figures: Sequence[int]) -> None:
         """Figures after a hold ended. A hold of nothing drew on no counter and brings none."""
@@ -254,6 +314,7 @@ class Ledger(Control):
     async def refresh(self, now_s: float) -> None:
         """Reads definitions and figures anew and repeats what could not be voided. Call it every
         second: between replies it is what `views` lives from."""
+        await self.watch()
         await super().refresh(now_s)
         for hold_id in list(self._abandoned):
             self._voided(hold_id, await self._send_void(hold_id))
@@ -262,10 +323,10 @@ class Ledger(Control):
     def _forget_swept(self, now_s: float) -> None:
         """Drops notes on holds that the sweeper has resolved by now; they end about in order."""
         while self._open:
-            hold_id, (_, deadline_s) = next(iter(self._open.items()))
-            if deadline_s > now_s - REMEMBER_S:
+            noted = next(iter(self._open.values()))
+            if noted.deadline_s > now_s - REMEMBER_S:
                 return
-            del self._open[hold_id]
+            del self._open[noted.id]
 
     async def ping(self) -> None:
         """Returns when the hot path is fit for use, else raises LedgerUnavailable."""

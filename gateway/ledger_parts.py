@@ -43,10 +43,11 @@ class Reserved(Value, frozen=True, kw_only=True):
 
 
 class Exhausted(Value, frozen=True, kw_only=True):
-    """Nothing is held: this budget has no room for the amount."""
+    """Nothing is held: this budget has no room for the amount, or is frozen."""
 
     budget: BudgetView
     period: Period
+    amount_nano: int = 0  # what was asked for
 
 
 class Settled(Value, frozen=True, kw_only=True):
@@ -84,10 +85,11 @@ _LUA: Final = Path(__file__).parent / "lua"
 def script(name: str) -> Script:
     """A script of the books by its file's name; Redis knows it by the hash of its text."""
     common = (_LUA / "common.lua").read_text(encoding="utf-8")
-    return Script(common + (_LUA / f"{name}.lua").read_text(encoding="utf-8"))
+    return Script(common + (_LUA / f"{name}.lua").read_text(encoding="utf-8"), name)
 
 
 RESERVE, MARK_SENT, SETTLE, VOID = map(script, ("reserve", "mark_sent", "settle", "void"))
+GROW, RESTORE, STANDING, BOOK = map(script, ("grow", "restore", "standing", "book"))
 SWEEP, LEASE, DEFINITIONS = map(script, ("sweep", "lease", "definitions"))
 SET_BUDGET, DELETE_BUDGET = map(script, ("set_budget", "delete_budget"))
 
@@ -102,7 +104,7 @@ class Keys:
         self.limits, self.defs, self.counters = base + "limits", base + "defs", base + "counters"
         self.holds, self.drafts, self.done = base + "holds", base + "drafts", base + "done"
         self.periods, self.owners, self.swept = base + "periods", base + "owners", base + "swept"
-        self.till, self.rows = base + "till", base + "rows"
+        self.till, self.rows, self.audit = base + "till", base + "rows", base + "audit"
         self.archive, self.archiver = base + "archive", base + "archiver"
         mine = self.open_of(owner)
         holds = (self.holds, self.drafts, self.counters)
@@ -112,12 +114,21 @@ class Keys:
              self.owners, mine, self.done, self.till),
         )  # fmt: skip
         self.mark_sent = Bound(MARK_SENT, (self.holds,))
+        self.grow = Bound(
+            GROW, (self.limits, self.defs, self.counters, self.holds, mine, self.till)
+        )
+        self.restore = Bound(RESTORE, (*holds, mine, self.till, self.owners, self.periods))
+        self.book = Bound(
+            BOOK, (base + "spools", self.counters, self.till, self.rows, self.periods)
+        )
+        self.standing = Bound(STANDING, (self.till, self.rows, self.holds, self.limits))
         self.settle = Bound(SETTLE, (*holds, mine, self.done, self.till, self.rows))
         self.void = Bound(VOID, (*holds, mine, self.done, self.till))
         self.lease = Bound(LEASE, (self.owners,))
         self.definitions = Bound(DEFINITIONS, (self.limits, self.defs))
-        self.set_budget = Bound(SET_BUDGET, (self.limits, self.defs))
-        self.delete_budget = Bound(DELETE_BUDGET, (self.limits, self.defs, self.periods))
+        changed = (self.limits, self.defs, self.counters, self.audit, self.periods)
+        self.set_budget = Bound(SET_BUDGET, changed)
+        self.delete_budget = Bound(DELETE_BUDGET, changed)
 
     def sweep(self, owners: Iterable[str]) -> Bound:
         return Bound(
@@ -125,6 +136,9 @@ class Keys:
             (self.holds, self.drafts, self.counters, self.done, self.till, self.rows,
              self.owners, self.periods, self.swept, *map(self.open_of, owners)),
         )  # fmt: skip
+
+    def alert(self, crossing: str) -> str:
+        return f"{self.owners[: -len('owners')]}alert:{crossing}"
 
     def open_of(self, owner: str) -> str:
         return f"{self.owners[: -len('owners')]}open:{owner}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -17,12 +17,12 @@ from gateway.gateway import Gateway
 from gateway.ledger import Exhausted, LedgerUnavailable
 from gateway.rows import Outcome, Row, RowState
 from gateway.wire.base import Asked
-from policies.budget import posted_of
+from policies.budget import cny as cny  # how every room writes money
+from policies.budget import posted_of, refusal_text
 from policies.charge import Charge, charge
 from policies.exchange import Event, Phase, Resolve, Step, Then, step
 from policies.plan import PASSING, RETRY_AFTER_S
 from policies.types import (
-    NANO_PER_CNY,
     Attempt,
     Facts,
     Principal,
@@ -50,6 +50,8 @@ class Run:
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.ttft_ms: float | None = None
+        self.spooled = False  # the books were away when it began
+        self.limited_by: Exhausted | None = None  # a budget that shortened the answer
         self._phase = Phase.RESERVED
         self._started_s = time.monotonic()
 
@@ -65,6 +67,17 @@ class Run:
         taken = step(self._phase, event, more=more)
         self._phase = taken.phase
         return taken
+
+    def tighten(self, found: Exhausted) -> None:
+        """A budget has no room for the usual bound: a shorter answer must do."""
+        attempt = self.attempt
+        self.limited_by = found
+        self.attempt = replace(
+            attempt,
+            hold_nano=attempt.tight_nano,
+            output_tokens_max=attempt.tight_tokens,
+            tight_nano=0,
+        )
 
     def first_token(self) -> None:
         if self.ttft_ms is None:
@@ -96,6 +109,7 @@ class Exchange:
         self._cost_nano = 0  # of all attempts together, as the books have it
         self._saved_nano = 0
         self._exhausted: Exhausted | None = None
+        self._limited_by: Exhausted | None = None  # the budget that ended the answer early
 
     @property
     def pinned(self) -> bool:
@@ -126,6 +140,7 @@ class Exchange:
             reason=attempt.reason,
             label=facts.label.level.name.lower(),
             label_source=facts.label.source,
+            labels=tuple([s[6:] for s in facts.scopes if s.startswith("label:")]),
             stream=facts.stream,
             held_nano=attempt.hold_nano,
             card_version=self._gateway.rules.prices.version,
@@ -156,6 +171,7 @@ class Exchange:
         )
         row = self._row(run, charged, outcome, final=taken.then is not Then.NEXT)
         if outcome is Outcome.OK:
+            self._learn(run)
             self._gateway.world.succeeded(
                 attempt,
                 self.facts.model,
@@ -163,14 +179,32 @@ class Exchange:
                 total_ms=elapsed_ms,
                 output_tokens=run.usage.completion_tokens if run.usage is not None else None,
             )
-        try:
-            posted_nano = (await self._gateway.ledger.settle(run.hold_id, row)).posted_nano
-        except LedgerUnavailable:
-            self._gateway.later(self._settle_again(run.hold_id, row))
-            posted_nano = posted_of(charged.posted_nano, attempt.hold_nano)
+        posted_nano = await self._post(run, row)
         self._cost_nano += posted_nano
         self._saved_nano += replace(row, posted_nano=posted_nano).saved_nano
         self._log_line(row)
+
+    async def _post(self, run: Run, row: Row) -> int:
+        if run.spooled and self._gateway.spool is not None:
+            return self._gateway.spool.end(run.hold_id, row)
+        try:
+            return (await self._gateway.ledger.settle(run.hold_id, row)).posted_nano
+        except LedgerUnavailable:
+            self._gateway.later(self._settle_again(run.hold_id, row))
+            return posted_of(row.posted_nano, run.attempt.hold_nano)
+
+    def _learn(self, run: Run) -> None:
+        """How long this answer was is a hint on the next one."""
+        if run.usage is None:
+            return
+        tokens = run.usage.completion_tokens
+        limit = run.attempt.output_tokens_max or self.facts.output_tokens_max
+        self._limited(run, tokens >= limit)
+        self._gateway.history.saw(self.facts.tenant, self.facts.model, tokens, cut=tokens >= limit)
+
+    def _limited(self, run: Run, cut: bool) -> None:
+        if cut and run.limited_by is not None:
+            self._limited_by = run.limited_by
 
     async def _settle_again(self, hold_id: str, row: Row) -> None:
         async for attempt in tenacity.AsyncRetrying(
@@ -184,6 +218,9 @@ class Exchange:
 
     async def give_back(self, run: Run) -> None:
         """Voids a hold that certainly was not billed. The ledger repeats it if Redis is away."""
+        if run.spooled and self._gateway.spool is not None:
+            self._gateway.spool.end(run.hold_id, None)
+            return
         with suppress(LedgerUnavailable):
             await self._gateway.ledger.void(run.hold_id)
 
@@ -218,19 +255,18 @@ class Exchange:
         self._exhausted = self._exhausted or found
         self._route = f"{attempt.site.value}:{attempt.target}"
 
+    def curtailed(self, run: Run, found: Exhausted | None) -> Step:
+        """A stream was ended because its hold could not grow."""
+        self._limited_by = found
+        run.finish_reason = "length"
+        return run.advance(Event.CURTAILED)
+
     def over_budget(self) -> GatewayError:
         """Names the budget, what is used of it, and when it starts anew."""
         assert self._exhausted is not None
         self._reason = Reason.BUDGET_EXHAUSTED
         self._route = None
-        budget, period = self._exhausted.budget, self._exhausted.period
-        text = (
-            f"the budget {budget.scope} ({period}) is exhausted: limit {cny(budget.limit_nano)} "
-            f"CNY, posted {cny(budget.posted_nano)}, held {cny(budget.held_nano)}"
-        )
-        if budget.resets_at_s is not None:
-            moment = datetime.fromtimestamp(budget.resets_at_s, UTC).isoformat()
-            text += f"; it starts anew at {moment}"
+        text = refusal_text(self._exhausted.budget, self._exhausted.amount_nano)
         if any(seen.verdict in PASSING for seen in self._why.considered):
             # a place without that budget may be free in a moment: repeating can help
             return GatewayError(503, "no_capacity", text, retry_after_s=RETRY_AFTER_S)
@@ -252,6 +288,9 @@ class Exchange:
         headers = self._decision_headers(self._route, self._reason)
         headers["x-yuzui-cost-cny"] = cny(self._cost_nano)
         headers["x-yuzui-saved-cny"] = cny(self._saved_nano)
+        if self._limited_by is not None:
+            scope = quote(self._limited_by.budget.scope, safe=":@=/")  # a name may be in any script
+            headers["x-yuzui-budget"] = f"the answer was cut short by {scope}"
         return headers
 
     def stream_headers(self, run: Run) -> dict[str, str]:
@@ -270,6 +309,14 @@ class Exchange:
             "cost_cny": msgspec.Raw(cny(self._cost_nano).encode()),
             "saved_cny": msgspec.Raw(cny(self._saved_nano).encode()),
         }
+        if self._limited_by is not None:
+            found = self._limited_by
+            text = refusal_text(found.budget, found.amount_nano)
+            note["budget"] = {
+                "scope": found.budget.scope,
+                "period": found.budget.period,
+                "message": f"the answer was cut short: {text}",
+            }
         if self.facts.label.note:
             note["sensitivity_note"] = self.facts.label.note
         return note
@@ -317,10 +364,3 @@ class Exchange:
             reason=self._reason.value,
             label=self.facts.label.level.name.lower(),
         )
-
-
-def cny(nano: int) -> str:
-    """Nano-CNY as an exact decimal number of yuan, such as 0.000324."""
-    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
-    text = f"{nano // NANO_PER_CNY}.{nano % NANO_PER_CNY:09d}".rstrip("0")
-    return sign + (text + "0" if text.endswith(".") else text)

@@ -16,16 +16,17 @@ import asyncio
 import hashlib
 import logging
 import random
+import re
 import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
+from gateway.redis_target import Target, parse_url
 from gateway.tasks import spawn
 from policies.types import Value
 
@@ -38,6 +39,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0  # "back within 2 s after Redis is"
 WATCH_S: Final = 0.1  # how late a timeout may be noticed
+STALLED_SHARE: Final = 0.5  # of the timeout: so late a reply, and new commands are refused
 STALL_S: Final = 0.3  # the loop itself stood still when the watch comes that late
 # A connection that has not answered for this many timeouts is taken for dead and cut.
 DEAD_AFTER_TIMEOUTS: Final = 3.0
@@ -47,6 +49,9 @@ _REFUSED: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "OOM", "MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN",
     "NOAUTH", "WRONGPASS", "NOPERM", "TRYAGAIN",
 )  # fmt: skip
+
+
+_RUN_ID: Final = re.compile(rb"run_id:([0-9a-f]+)")
 
 
 class LedgerUnavailable(Exception):
@@ -61,59 +66,12 @@ class LedgerFault(Exception):
     """Redis answered with an error that no healthy server gives: a bug, or foreign data."""
 
 
-class Target(Value, frozen=True, kw_only=True):
-    """Where a Redis URL points. `path` is a unix socket; else host and port, maybe with TLS."""
-
-    path: str | None = None
-    host: str = "localhost"
-    port: int = 6379
-    tls: bool = False
-    ca_file: str | None = None
-    username: str | None = None
-    password: str | None = None
-    db: int = 0
-
-    def __repr__(self) -> str:
-        place = self.path or f"{self.host}:{self.port}"
-        return f"Target({place}, db={self.db})"  # a password has no business in a log
-
-    __str__ = __repr__
-
-
-def parse_url(url: str) -> Target:
-    """redis://[[user]:password@]host[:port][/db], rediss:// for TLS, unix:///path[?db=n].
-
-    Options in the query: db, password, username, ssl_ca_certs. Raises ValueError without
-    repeating the URL, which may hold a password.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    unknown = options.keys() - {"db", "password", "username", "ssl_ca_certs"}
-    if unknown:
-        raise ValueError(f"unknown option in the Redis URL: {', '.join(sorted(unknown))}")
-    path = unquote(parts.path) if parts.scheme == "unix" else None
-    db = options.get("db") or ("" if path else parts.path.strip("/")) or "0"
-    if path == "" or not db.isdecimal():
-        raise ValueError("a Redis URL names a socket path, and its database by number")
-    return Target(
-        path=path,
-        host=parts.hostname or "localhost",
-        port=parts.port or 6379,
-        tls=parts.scheme == "rediss",
-        ca_file=options.get("ssl_ca_certs"),
-        username=unquote(parts.username) if parts.username else options.get("username"),
-        password=unquote(parts.password) if parts.password else options.get("password"),
-        db=int(db),
-    )
-
-
 class Script:
-    """A Lua script, known to the server by the hash of its source."""
+    """A Lua script, known to the server by the hash of its source; `name` is for people."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, name: str = "") -> None:
         self.source = source
+        self.name = name
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -122,6 +80,7 @@ class Bound:
     cost more than everything else that is done for it."""
 
     def __init__(self, script: Script, keys: tuple[str, ...]) -> None:
+        self.name = script.name
         self._head_parts = 3 + len(keys)
         self._by_sha = _parts("EVALSHA", script.sha, len(keys), *keys)
         self._in_full = _parts("EVAL", script.source, len(keys), *keys)
@@ -196,10 +155,18 @@ class _Wire(asyncio.Protocol):
     def in_flight(self) -> int:
         return len(self._waiting)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether a reply is so late that nobody else should wait for one."""
+        late_s = self._awake_s() + STALLED_SHARE * self._timeout_s
+        return bool(self._waiting) and late_s > self._waiting[0][1]
+
     def send(self, command: bytes, repeat: _Repeat | None = None) -> asyncio.Future[Any]:
         """Queues a command; it is written at the end of this turn of the loop."""
         if self._transport is None or self._transport.is_closing():
             raise LedgerUnavailable("the connection to Redis was lost", ambiguous=False)
+        if self.stalled:  # those before us wait already: nobody else need find out the slow way
+            raise LedgerUnavailable("Redis does not answer at present", ambiguous=False)
         future: asyncio.Future[Any] = self._loop.create_future()
         self._enqueue(future, command, repeat)
         return future
@@ -290,6 +257,7 @@ class RedisLink:
         self._call_timeout_s = call_timeout_s
         self._wire: _Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self.run_id = ""  # of the server process that the connection leads to
 
     @classmethod
     async def connect(
@@ -305,6 +273,11 @@ class RedisLink:
     @property
     def up(self) -> bool:
         return self._wire is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a command would be sent now."""
+        return self._wire is not None and not self._wire.stalled
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Sends one command. The future gives the reply as hiredis reads it (bulk strings are
@@ -391,6 +364,11 @@ class RedisLink:
             replies.append(wire.send(pack("SELECT", target.db)))
         replies.append(wire.send(pack("PING")))  # answers LOADING until the books are read
         replies.extend(wire.send(pack("SCRIPT", "LOAD", s.source)) for s in self._scripts)
-        for result in await asyncio.gather(*replies, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        if self._scripts:  # books are kept over it
+            replies.append(wire.send(pack("INFO", "server")))
+        last: Any = None
+        for last in await asyncio.gather(*replies, return_exceptions=True):
+            if isinstance(last, BaseException):
+                raise last
+        found = _RUN_ID.search(last)
+        self.run_id = found.group(1).decode() if found else ""

@@ -30,6 +30,7 @@ class Relay:
         self._wants_usage = wants_usage
         self._finish: Event | None = None
         self._usage_event: Event | None = None
+        self._last = b""
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.deltas = 0
@@ -54,6 +55,7 @@ class Relay:
                 self._finish = event
                 continue
             self.deltas += event.has_delta
+            self._last = event.raw
             out.append(event.raw)
         return b"".join(out)
 
@@ -65,6 +67,18 @@ class Relay:
         if last:
             last[-1] = _with_note(last[-1], note)
         return b"".join(last) + DONE
+
+    def curtailed(self, note: Mapping[str, object]) -> bytes:
+        """The end of a stream that we end ourselves: a last chunk with finish_reason length, made
+        from the last one that came."""
+        try:
+            chunk = _members.decode(sse.data_of(self._last) or b"{}")
+        except msgspec.DecodeError:
+            chunk = {}
+        chunk.pop("usage", None)
+        chunk["choices"] = msgspec.Raw(b'[{"index":0,"delta":{},"finish_reason":"length"}]')
+        chunk["yuzui"] = msgspec.Raw(msgspec.json.encode(note))
+        return sse.encode(msgspec.json.encode(chunk)) + DONE
 
 
 def _silent(event: Event) -> bool:

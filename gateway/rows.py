@@ -29,6 +29,7 @@ class Outcome(StrEnum):
 
     OK = "ok"
     CLIENT_GONE = "client_gone"
+    CURTAILED = "curtailed"  # ended by us, with finish_reason length: a budget had no more room
     BROKEN = "broken"  # the answer broke off
     FAILED = "failed"  # no answer
     TIMEOUT = "timeout"
@@ -58,6 +59,7 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     label: str = ""
     label_source: str = ""
+    labels: tuple[str, ...] = ()  # kind=value, of the token or of the request's metadata
     stream: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -11,17 +11,20 @@ import asyncio
 import time
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from backends.base import Billed, Call, Failure, Fault, Kind, Reply, Timeouts
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
 from gateway.gateway import Gateway
-from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable
+from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable, Reserved
 from gateway.record import Exchange, Run
 from gateway.relay import Relay
-from gateway.rows import Outcome
+from gateway.rows import Outcome, Row
+from gateway.spool import SpoolFull
 from gateway.tasks import spawn
+from gateway.topup import TopUp
 from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
 from policies.plan import plan
@@ -101,24 +104,46 @@ class _Attempts:
     async def _reserve(self, number: int, attempt: Attempt) -> Run | None:
         """Holds the attempt's money. None: a budget has no room for it."""
         run = Run(number, attempt, hold_id=f"{self._exchange.facts.request_id}.{number}")
-        now_s = time.time()
+        draft = self._exchange.draft(run)
+        reserved = await self._hold(run, draft)
+        if isinstance(reserved, Exhausted) and attempt.tight_nano:
+            run.tighten(reserved)
+            reserved = await self._hold(run, draft)
+        if isinstance(reserved, Exhausted):
+            self._exchange.exhausted(attempt, reserved)
+            return None
+        return run
+
+    async def _hold(self, run: Run, draft: Row) -> Reserved | Exhausted:
+        attempt, now_s = run.attempt, time.time()
         hold = HoldRequest(
             id=run.hold_id,
             amount_nano=attempt.hold_nano,
             scopes=attempt.scopes,
             sent=attempt.site is Site.LOCAL,
             deadline_s=now_s + self._timeouts(attempt).total_s + HOLD_GRACE_S,
-            draft=self._exchange.draft(run),
+            draft=draft,
         )
         try:
-            reserved = await self._gateway.ledger.reserve(hold, now_s)
+            return await self._gateway.ledger.reserve(hold, now_s)
         except LedgerUnavailable:  # it gives back by itself what it may have held
+            if self._spooled(run, hold):
+                return Reserved(hold_id=run.hold_id, budgets=())
             text = "the books cannot be reached; nothing was sent and nothing is charged"
             raise GatewayError(503, "ledger_unavailable", text, retry_after_s=1) from None
-        if isinstance(reserved, Exhausted):
-            self._exchange.exhausted(attempt, reserved)
-            return None
-        return run
+
+    def _spooled(self, run: Run, hold: HoldRequest) -> bool:
+        """Whether a local attempt may go on without the books; it is noted on disk then."""
+        spool = self._gateway.spool
+        if spool is None or run.attempt.site is not Site.LOCAL:
+            return False
+        try:
+            spool.begin(hold)
+        except (SpoolFull, OSError):
+            return False
+        run.spooled = True
+        run.attempt = replace(run.attempt, hold_max_nano=0)  # nothing to ask for more
+        return True
 
     # ------------------------------------------------------------ send, relay, settle
 
@@ -150,7 +175,9 @@ class _Attempts:
             Call(
                 request_id=self._exchange.facts.request_id,
                 chat=self._exchange.chat_for(model),
-                output_tokens_max=self._exchange.facts.output_tokens_max,
+                # for the cloud this is what money is held for, and so what can be billed at most
+                output_tokens_max=attempt.output_tokens_max
+                or self._exchange.facts.output_tokens_max,
                 timeouts=self._timeouts(attempt),
                 stream=self._exchange.facts.stream,
                 permit=attempt.permit,
@@ -178,17 +205,37 @@ class _Attempts:
 
     async def _stream(self, reply: Reply, run: Run) -> web.StreamResponse:
         relay = Relay(wants_usage=self._exchange.asked.wants_usage)
+        ledger, rules = self._gateway.ledger, self._gateway.rules
+        async with TopUp(ledger, rules, run, cut=reply.close) as topup:
+            try:
+                await self._relay(reply, run, relay)
+            except Failure:
+                if not topup.cut:
+                    raise
+                return await self._curtail(run, relay, topup.cut_by)
+        taken = run.finished(relay.usage, relay.finish_reason)
+        await asyncio.shield(
+            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
+        )
+        await self._write(relay.tail(self._exchange.note()), run)
+        assert self._response is not None
+        await self._response.write_eof()
+        return self._response
+
+    async def _relay(self, reply: Reply, run: Run, relay: Relay) -> None:
         async for batch in reply.events():
             out = relay.take(batch)
             if relay.deltas:
                 run.first_token()
             if out:
                 await self._write(out, run)
-        taken = run.finished(relay.usage, relay.finish_reason)
-        await asyncio.shield(
-            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
-        )
-        await self._write(relay.tail(self._exchange.note()), run)
+
+    async def _curtail(self, run: Run, relay: Relay, found: Exhausted | None) -> web.StreamResponse:
+        """The stream is at the end of its money: it ends as at an output limit, and says so."""
+        taken = self._exchange.curtailed(run, found)
+        settling = self._exchange.settle(run, taken, outcome=Outcome.CURTAILED)
+        await asyncio.shield(spawn(settling, name="settle"))
+        await self._write(relay.curtailed(self._exchange.note()), run)
         assert self._response is not None
         await self._response.write_eof()
         return self._response

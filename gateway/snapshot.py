@@ -6,6 +6,7 @@ attempt leaves its result here: breaker, measured latency, requests in flight.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -57,11 +58,13 @@ class World:
         clouds: Mapping[str, ModelTraits],
         budgets: Callable[[], Mapping[str, tuple[BudgetView, ...]]],
         clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._workers = workers
         self._clouds = dict(clouds)
         self._budgets = budgets
         self._clock = clock
+        self._wall = wall
         self._targets: dict[str, Target] = {}
         self._output_ewma: dict[str, float] = {}
         self._retry = retry.RetryBudget(at_s=clock())
@@ -73,6 +76,7 @@ class World:
             clouds=tuple(self._cloud(model, now_s) for model in self._clouds),
             budgets=self._budgets(),
             cloud_enabled=bool(self._clouds),
+            wall_s=self._wall(),
         )
 
     def likely_output_tokens(self, model: str, output_tokens_max: int) -> int:

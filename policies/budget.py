@@ -1,8 +1,8 @@
 """Budgets: scopes, periods, and what must be true of the books at any moment.
 
-A budget limits one scope (`tenant:acme`) over one period (day, month, total) of one time zone. Its
-figures are two integers of nano-CNY: `posted`, what has been spent, and `held`, what open requests
-may still cost. The ledger keeps them in Redis; this module is the arithmetic around them.
+A budget limits one scope (`tenant:acme`) over one period (minute to month, or total) of one time
+zone. Its figures are two integers of nano-CNY: `posted`, what has been spent, and `held`, what open
+requests may still cost. The ledger keeps them in Redis; this module is the arithmetic around them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from policies.types import MONEY_NANO_MAX, Value
+from policies.types import MONEY_NANO_MAX, NANO_PER_CNY, BudgetView, SoftLimit, Value
 
 SCOPE_KINDS = frozenset({"org", "tenant", "key", "user", "model", "backend", "label"})
 SCOPE_NAME_CHARS_MAX = 128  # long enough for an e-mail address or a model id; keeps keys short
@@ -48,9 +48,52 @@ class HoldState(StrEnum):
 class Period(StrEnum):
     """How long a budget counts before it begins again at nothing."""
 
+    MINUTE = "minute"
+    HOUR = "hour"
     DAY = "day"
+    WEEK = "week"
     MONTH = "month"
     TOTAL = "total"  # never begins again
+
+    @property
+    def zoned(self) -> bool:
+        """Whether its ends depend on a time zone: minutes are the same in all of them."""
+        return self not in (Period.MINUTE, Period.TOTAL)
+
+
+class BudgetOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What a budget does besides its limit.
+
+    hard:     False: it counts, steers and alerts, and never refuses
+    soft:     from which share on the plan steers, and how
+    pace:     the soft limits also apply while spending runs ahead of the clock of the period
+    alerts:   shares in percent at which somebody is told
+    forecast: tell when, at the present pace, the period will not end within its limit
+    """
+
+    hard: bool = True
+    soft: tuple[SoftLimit, ...] = ()
+    pace: bool = False
+    alerts: tuple[int, ...] = (80, 100)
+    forecast: bool = True
+
+
+PERCENT_MAX = 1_000  # a soft budget may be overrun by any measure, an alert at ten times is enough
+STEPS_MAX = 16
+
+
+def check_options(options: BudgetOptions, period: Period) -> BudgetOptions:
+    """Returns `options` when they make sense for a budget of this period. Raises ValueError."""
+    if len(options.soft) > STEPS_MAX or len(options.alerts) > STEPS_MAX:
+        raise ValueError(f"a budget has at most {STEPS_MAX} soft limits and {STEPS_MAX} alerts")
+    for percent in (*options.alerts, *(step.at_percent for step in options.soft)):
+        if not 0 < percent <= PERCENT_MAX:
+            raise ValueError(f"a threshold is 1 to {PERCENT_MAX} percent, not {percent}")
+    if options.pace and period is Period.TOTAL:
+        raise ValueError("a budget over everything (total) has no pace: it never ends")
+    if options.pace and not options.soft:
+        raise ValueError("pacing steers as the soft limits say: give at least one")
+    return options
 
 
 class Window(Value, frozen=True, kw_only=True):
@@ -91,28 +134,58 @@ def check_zone(zone: str) -> str:
     return zone
 
 
-def window_at(period: Period, zone: str, now_s: float) -> Window:
+START_DAY_LAST: dict[Period, int] = {Period.WEEK: 7, Period.MONTH: 28}
+
+
+def check_start_day(period: Period, start_day: int) -> int:
+    """Returns the day on which a period begins: 1 (Monday) to 7 of a week, 1 to 28 of a month (the
+    29th is not in every month); other periods have none and take 1. Raises ValueError."""
+    last = START_DAY_LAST.get(period, 1)
+    if not 1 <= start_day <= last:
+        raise ValueError(f"a budget's {period.value} starts on day 1 to {last}, not {start_day}")
+    return start_day
+
+
+def window_at(period: Period, zone: str, now_s: float, start_day: int = 1) -> Window:
     """The period that `now_s` (wall clock, seconds) falls into.
 
-    Days and months begin at local midnight. Where the clock is put back across midnight, the day
-    begins when midnight is struck first; where midnight is skipped, at the moment of the change.
-    So the windows of a zone follow each other without gap or overlap. Raises ValueError for an
-    unknown zone or a moment outside the calendar.
+    Days, weeks and months begin at local midnight. Where the clock is put back across midnight,
+    the day begins when midnight is struck first; where it is skipped, at the moment of the change.
+    Hours begin with the hour of the zone's standard time, which summer time of half an hour does
+    not move. So the windows of a zone follow each other without gap or overlap.
+
+    start_day: see check_start_day. Raises ValueError for an unknown zone or a moment outside the
+    calendar.
     """
     if period is Period.TOTAL:
         return Window(id="total")
-    first, following, name = _CALENDAR[period]
     tz = ZoneInfo(check_zone(zone))
     try:
-        day = first(datetime.fromtimestamp(now_s, tz).date())
+        local = datetime.fromtimestamp(now_s, tz)
+        if period in _SECONDS:
+            return _clock_window(period, local, now_s)
+        first, following, name = _CALENDAR[period]
+        day = first(local.date(), start_day)
+        # The local date alone is not enough: it may jump back when the clock is put back.
+        if now_s >= _midnight_s(following(day), tz):
+            day = following(day)
+        starts_s, resets_at_s = _midnight_s(day, tz), _midnight_s(following(day), tz)
     except (OverflowError, OSError, ValueError) as error:
         raise ValueError(f"{now_s} is not a moment of the calendar") from error
-    # The local date alone is not enough: it may jump back when the clock is put back.
-    if now_s >= _midnight_s(following(day), tz):
-        day = following(day)
-    starts_s, resets_at_s = _midnight_s(day, tz), _midnight_s(following(day), tz)
     assert starts_s <= now_s < resets_at_s, "windows follow each other without a gap"
     return Window(id=day.strftime(name), starts_s=starts_s, resets_at_s=resets_at_s)
+
+
+_SECONDS: dict[Period, int] = {Period.MINUTE: 60, Period.HOUR: 3600}
+
+
+def _clock_window(period: Period, local: datetime, now_s: float) -> Window:
+    length_s, zero = _SECONDS[period], timedelta(0)
+    standard = (local.utcoffset() or zero) - (local.dst() or zero)
+    shift_s = int(standard.total_seconds()) % 3600 if period is Period.HOUR else 0
+    starts_s = (int(now_s // 1) + shift_s) // length_s * length_s - shift_s
+    name = datetime.fromtimestamp(starts_s, UTC).strftime("%Y-%m-%dT%H:%MZ")
+    return Window(id=name, starts_s=float(starts_s), resets_at_s=float(starts_s + length_s))
 
 
 def _midnight_s(day: date, tz: ZoneInfo) -> float:
@@ -121,23 +194,51 @@ def _midnight_s(day: date, tz: ZoneInfo) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=tz).astimezone(UTC).timestamp()
 
 
-def _next_day(day: date) -> date:
-    return day + timedelta(days=1)
+def _same_day(day: date, _: int) -> date:
+    return day
 
 
-def _month_first(day: date) -> date:
-    return day.replace(day=1)
+def _week_first(day: date, start_day: int) -> date:
+    return day - timedelta(days=(day.isoweekday() - start_day) % 7)
+
+
+def _month_first(day: date, start_day: int) -> date:
+    if day.day < start_day:
+        day = day.replace(day=1) - timedelta(days=1)
+    return day.replace(day=start_day)
 
 
 def _next_month(first: date) -> date:
-    return (first + timedelta(days=31)).replace(day=1)
+    return (first.replace(day=1) + timedelta(days=31)).replace(day=first.day)
 
 
 # first day of the period of a date, first day of the next period, how its id is written
-_CALENDAR: dict[Period, tuple[Callable[[date], date], Callable[[date], date], str]] = {
-    Period.DAY: (lambda day: day, _next_day, "%Y-%m-%d"),
+_CALENDAR: dict[Period, tuple[Callable[[date, int], date], Callable[[date], date], str]] = {
+    Period.DAY: (_same_day, lambda day: day + timedelta(days=1), "%Y-%m-%d"),
+    Period.WEEK: (_week_first, lambda day: day + timedelta(days=7), "w%Y-%m-%d"),
     Period.MONTH: (_month_first, _next_month, "%Y-%m"),
 }
+
+
+def cny(nano: int) -> str:
+    """Nano-CNY as an exact decimal number of yuan, such as 0.000324."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    text = f"{nano // NANO_PER_CNY}.{nano % NANO_PER_CNY:09d}".rstrip("0")
+    return sign + (text + "0" if text.endswith(".") else text)
+
+
+def refusal_text(budget: BudgetView, amount_nano: int) -> str:
+    """What the caller of a refused request is told of the budget that had no room for it."""
+    text = (
+        f"the budget {budget.scope} ({budget.period}) is "
+        f"{'frozen' if budget.frozen else 'exhausted'}: limit {cny(budget.limit_nano)} CNY, "
+        f"posted {cny(budget.posted_nano)}, held {cny(budget.held_nano)}, "
+        f"asked for {cny(amount_nano)}"
+    )
+    if budget.resets_at_s is not None:
+        moment = datetime.fromtimestamp(budget.resets_at_s, UTC).isoformat()
+        text += f"; it starts anew at {moment}"
+    return text
 
 
 def fits(amount_nano: int, *, limit_nano: int, posted_nano: int, held_nano: int) -> bool:

@@ -39,6 +39,7 @@ class Event(StrEnum):
     REFUSED = "refused"  # failed and certainly not billed
     LOST = "lost"  # failed, perhaps billed
     CLIENT_GONE = "client_gone"
+    CURTAILED = "curtailed"  # we ended a local stream, because its hold could not grow
 
 
 class Resolve(StrEnum):
@@ -78,6 +79,8 @@ _TABLE: dict[tuple[Phase, Event], Step] = {
     (Phase.OPEN, Event.REFUSED): _step(_OVER, Resolve.VOID, Then.NEXT),
     (Phase.OPEN, Event.LOST): _step(_OVER, Resolve.BOUND, Then.NEXT),
     (Phase.OPEN, Event.CLIENT_GONE): _step(_OVER, Resolve.BOUND, Then.END),
+    (Phase.OPEN, Event.CURTAILED): _step(_OVER, Resolve.BOUND, Then.END),
+    (Phase.DELIVERING, Event.CURTAILED): _step(_OVER, Resolve.BOUND, Then.END),
     (Phase.DELIVERING, Event.FINISHED): _step(_OVER, Resolve.METER, Then.END),
     (Phase.DELIVERING, Event.UNMETERED): _step(_OVER, Resolve.BOUND, Then.END),
     (Phase.DELIVERING, Event.REFUSED): _step(_OVER, Resolve.BOUND, Then.BREAK),

@@ -14,7 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from msgspec.structs import replace
+
 from policies import balance, sensitivity
+from policies.budget import refusal_text
+from policies.steer import NONE, steering
 from policies.types import (
     Attempt,
     CloudPermit,
@@ -24,6 +28,7 @@ from policies.types import (
     Reason,
     Refusal,
     Site,
+    SloClass,
     Snapshot,
     Why,
 )
@@ -59,16 +64,25 @@ def plan(
     pool = weigh_workers(facts, route, snapshot, here, rules)
     clouds = weigh_clouds(facts, route, permit, snapshot, there, rules, now_s)
 
+    steered = NONE
+    if snapshot.budgets:
+        steered = steering(there.scopes, snapshot.budgets, snapshot.wall_s)
+        if steered.lower_priority:
+            facts = replace(facts, slo=SloClass.BATCH)
     target_ms = _target_ms(facts, rules)
     local = _order_workers(pool, facts, target_ms, rng)
     # in the order of the route, but a model that would be late gives way to those that are not
     cloud = [w for w in clouds if not w.verdict]
-    cloud.sort(key=lambda w: w.forecast.ttft_ms > target_ms)
+    cloud.sort(
+        key=lambda w: (w.forecast.ttft_ms > target_ms, w.hold_nano if steered.cheaper else 0)
+    )
     if not local and not cloud:
-        return _no_target(facts, permit, pool, clouds)
+        return _no_target(facts, permit, pool, clouds, (here, there))
 
-    if _local_first(local, cloud, facts, target_ms):
+    in_turn = _local_first(local, cloud, facts, target_ms)
+    if in_turn or (local and steered.prefer_local and facts.deadline_ms is None):
         reason = _why_local(facts, permit, local[0], clouds, snapshot, target_ms)
+        reason = reason if in_turn else Reason.BUDGET_SOFT
         ordered = _alternated(local, cloud, rules.attempts_max)
     else:
         reason = _why_cloud(facts, pool, local)
@@ -79,7 +93,8 @@ def plan(
             for i, w in enumerate(ordered)
         ]
     )
-    return Plan(attempts=attempts, why=_why(facts, reason, [*pool, *clouds], ordered[0]))
+    why = _why(facts, reason, [*pool, *clouds], ordered[0])
+    return Plan(attempts=attempts, why=replace(why, budgets=steered.notes))
 
 
 def _target_ms(facts: Facts, rules: Rules) -> float:
@@ -182,6 +197,9 @@ def _attempt(
         finish_ms=weighed.forecast.finish_ms,
         permit=permit if cloud else None,
         slots=weighed.slots,
+        hold_max_nano=weighed.hold_max_nano,
+        tight_nano=weighed.tight_nano,
+        tight_tokens=weighed.tight_tokens,
     )
 
 
@@ -214,6 +232,7 @@ def _no_target(
     permit: CloudPermit | None,
     pool: Sequence[Weighed],
     clouds: Sequence[Weighed],
+    funds: tuple[Funds, Funds],
 ) -> Refusal:
     weighed = [*pool, *clouds]
     verdicts = {w.verdict for w in weighed}
@@ -225,7 +244,7 @@ def _no_target(
         return _refuse(facts, weighed, Reason.UNFIT, text, None)
     passing = bool(verdicts & PASSING)
     if "over_budget" in verdicts and not passing:
-        text = "the budget that this request draws on is exhausted"
+        text = _which_budget(weighed, *funds)
         return _refuse(facts, weighed, Reason.BUDGET_EXHAUSTED, text, None)
     if verdicts & _LASTING and not passing:
         text = "no model behind this name can do what the request asks, or its context is too short"
@@ -237,8 +256,17 @@ def _no_target(
         return _refuse(facts, weighed, Reason.SENSITIVE_LOCAL_UNAVAILABLE, text, RETRY_AFTER_S)
     text = "no worker and no cloud model can take the request now"
     if "over_budget" in verdicts:
-        text += ", and a budget that it draws on is exhausted"
+        text += f"; {_which_budget(weighed, *funds)}"
     return _refuse(facts, weighed, Reason.NO_CAPACITY, text, RETRY_AFTER_S)
+
+
+def _which_budget(weighed: Sequence[Weighed], here: Funds, there: Funds) -> str:
+    """Names the budget that had no room for the cheapest of the targets that lack nothing else."""
+    poor = [w for w in weighed if w.verdict == "over_budget"]
+    least = min(poor, key=lambda w: w.hold_nano)
+    budget = (here if least.site is Site.LOCAL else there).tightest
+    assert budget is not None, "without a budget nothing is over it"
+    return refusal_text(budget, least.hold_nano)
 
 
 def _refuse(

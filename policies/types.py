@@ -68,6 +68,7 @@ class Reason(StrEnum):
     CLOUD_OFF = "cloud_off"  # nothing but the pool is configured
     CLOUD_BUDGET = "cloud_budget_exhausted"  # the pool queues it: the cloud has no money left
     CLOUD_BREAKER = "cloud_breaker_open"  # the cloud is failing: the pool queues it
+    BUDGET_SOFT = "budget_soft_limit"  # a budget is at a soft limit: the pool queues it
     CLOUD_UNFIT = "cloud_unfit"  # no cloud model can do what the request asks
     # cloud
     POOL_FULL = "pool_full"  # every local slot and queue place is taken
@@ -135,6 +136,10 @@ class Facts(Value, frozen=True, kw_only=True):
     prompt_tokens_likely: int  # the same as an estimate, for latency
     output_tokens_max: int  # clamped; also what is sent upstream
     output_tokens_likely: int
+    # what will do when money is short and the caller set no limit; 0: nothing less than the above
+    output_tokens_tight: int = 0
+    # for how many a local stream holds money at first: its hold grows; 0: for all
+    output_tokens_first: int = 0
     deadline_ms: int | None = None  # to the first token
     slo: SloClass = SloClass.INTERACTIVE
     stream: bool = False
@@ -198,14 +203,40 @@ class CloudState(Value, frozen=True, kw_only=True):
     in_flight: int = 0
 
 
+class Steer(StrEnum):
+    """What the plan does when a budget is at one of its soft limits."""
+
+    PREFER_LOCAL = "prefer_local"  # wait for a worker instead of overflowing
+    LOWER_PRIORITY = "lower_priority"  # treated as batch: may wait longer for a worker
+    CHEAPER = "cheaper"  # of the cloud models that fit, the cheapest first
+
+
+class SoftLimit(Value, frozen=True, kw_only=True):
+    """From this share of a budget on, posted and held together, the plan steers."""
+
+    at_percent: int
+    steer: Steer
+
+
 class BudgetView(Value, frozen=True, kw_only=True):
-    """A budget as last read. A hint for the plan; the ledger alone decides."""
+    """A budget as last read. A hint for the plan; the ledger alone decides.
+
+    hard:    False: it counts and steers, and never refuses.   frozen: it refuses everything.
+    pace:    its soft limits also apply while spending runs ahead of the clock of its period.
+    starts_at_s, resets_at_s: wall clock; None: its period never begins again.
+    """
 
     scope: str
     limit_nano: int
     posted_nano: int
     held_nano: int
     resets_at_s: float | None = None
+    starts_at_s: float | None = None
+    period: str = ""
+    hard: bool = True
+    frozen: bool = False
+    soft: tuple[SoftLimit, ...] = ()
+    pace: bool = False
 
     @property
     def left_nano(self) -> int:
@@ -219,6 +250,7 @@ class Snapshot(Value, frozen=True, kw_only=True):
     clouds: tuple[CloudState, ...] = ()
     budgets: Mapping[str, tuple[BudgetView, ...]] = {}  # by scope
     cloud_enabled: bool = False
+    wall_s: float = 0.0  # wall clock of the moment, for the pace of budgets
 
 
 class CloudPermit(Value, frozen=True, kw_only=True):
@@ -240,6 +272,12 @@ class Attempt(Value, frozen=True, kw_only=True):
     finish_ms: float  # predicted
     permit: CloudPermit | None = None
     slots: int = 1  # of the worker, which share the cost of its server
+    output_tokens_max: int = 0  # what is sent upstream; 0: as the facts say
+    hold_max_nano: int = 0  # up to which the hold may grow during a stream; 0: it does not
+    tight_nano: int = (
+        0  # a smaller hold for `tight_tokens`, when there is no room; 0: there is none
+    )
+    tight_tokens: int = 0
 
 
 class Considered(Value, frozen=True, kw_only=True):
@@ -260,6 +298,7 @@ class Why(Value, frozen=True, kw_only=True):
     label: Label
     considered: tuple[Considered, ...] = ()
     deadline_ms: int | None = None
+    budgets: tuple[str, ...] = ()  # which budgets steered, and how
 
 
 class Plan(Value, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from policies.price import LocalRate, PriceCard, Unpriced, local_cost, quote
 from policies.types import (
     MONEY_NANO_MAX,
     BreakerState,
+    BudgetView,
     Capability,
     CloudPermit,
     CloudState,
@@ -67,11 +68,15 @@ class Weighed(Value, frozen=True, kw_only=True):
     hold_nano: int = 0
     load: float = 0.0
     slots: int = 1
+    hold_max_nano: int = 0  # this and the next two as in types.Attempt
+    tight_nano: int = 0
+    tight_tokens: int = 0
 
 
 class Funds(Value, frozen=True, kw_only=True):
     """Every budget scope that an attempt at one site draws on, and the least that is left of them.
 
+    tightest:  the budget that has the least left; None: no budget applies
     left_nano: what is posted is taken off; it never shrinks within a period, so an attempt that
                does not fit in here certainly cannot be paid. What is held is not: it may be freed
                any moment, so whether it leaves room is for the ledger to say.
@@ -79,16 +84,20 @@ class Funds(Value, frozen=True, kw_only=True):
 
     scopes: tuple[str, ...]
     left_nano: int
+    tightest: BudgetView | None = None
 
 
 def funds_of(facts: Facts, site: Site, snapshot: Snapshot) -> Funds:
     scopes = (*facts.scopes, f"model:{facts.model}", _BACKEND_SCOPE[site])
-    left_nano = MONEY_NANO_MAX
+    left_nano, tightest = MONEY_NANO_MAX, None
     if snapshot.budgets:
         for scope in scopes:
             for view in snapshot.budgets.get(scope, ()):
-                left_nano = min(left_nano, view.limit_nano - view.posted_nano)
-    return Funds(scopes=scopes, left_nano=left_nano)
+                if view.hard or view.frozen:
+                    left = -1 if view.frozen else view.limit_nano - view.posted_nano
+                    if left < left_nano:
+                        left_nano, tightest = left, view
+    return Funds(scopes=scopes, left_nano=left_nano, tightest=tightest)
 
 
 def weigh_workers(
@@ -117,15 +126,25 @@ def _weigh_worker(
     if verdict or images is None:
         return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
     forecast = latency.of_worker(worker, facts, facts.prompt_tokens_likely + images)
-    hold_nano = _local_hold(facts, worker, images, rules)
+    full_nano = _local_hold(facts, worker, images, rules, facts.output_tokens_max)
+    hold_nano, tight_nano, tight_tokens = full_nano, 0, 0
+    if facts.stream and facts.output_tokens_first:
+        hold_nano = _local_hold(facts, worker, images, rules, facts.output_tokens_first)
+    elif facts.output_tokens_tight:
+        tight_nano = _local_hold(facts, worker, images, rules, facts.output_tokens_tight)
+        tight_tokens = facts.output_tokens_tight
+    least_nano = tight_nano or hold_nano
     return Weighed(
         site=Site.LOCAL,
         target=worker.id,
-        verdict="" if hold_nano <= funds.left_nano else "over_budget",
+        verdict="" if least_nano <= funds.left_nano else "over_budget",
         forecast=forecast,
         hold_nano=hold_nano,
         load=balance.load(worker, forecast),
         slots=worker.slots,
+        hold_max_nano=full_nano if hold_nano < full_nano else 0,
+        tight_nano=tight_nano,
+        tight_tokens=tight_tokens,
     )
 
 
@@ -189,21 +208,29 @@ def _weigh_cloud(
         return no("breaker_open")
     if now_s < cloud.blocked_until_s:
         return no("rate_limited")
-    try:
-        bound = quote(
+
+    def bound_nano(output_tokens: int) -> int:
+        return quote(
             rules.prices,
             cloud.model,
             prompt_tokens_max=facts.prompt_tokens_max + images,
-            output_tokens_max=min(facts.output_tokens_max, cloud.traits.output_tokens_max),
-        )
+            output_tokens_max=min(output_tokens, cloud.traits.output_tokens_max),
+        ).nano
+
+    try:
+        hold_nano = bound_nano(facts.output_tokens_max)
+        tight = facts.output_tokens_tight
+        tight_nano = bound_nano(tight) if tight else 0
     except Unpriced:
         return no("unpriced")
     return Weighed(
         site=Site.CLOUD,
         target=cloud.model,
-        verdict="" if bound.nano <= funds.left_nano else "over_budget",
+        verdict="" if (tight_nano or hold_nano) <= funds.left_nano else "over_budget",
         forecast=latency.of_cloud(cloud, facts),
-        hold_nano=bound.nano,
+        hold_nano=hold_nano,
+        tight_nano=tight_nano,
+        tight_tokens=tight,
     )
 
 
@@ -216,12 +243,14 @@ def _fits(facts: Facts, traits: ModelTraits, image_tokens: int) -> bool:
     return likely < traits.context_tokens
 
 
-def _local_hold(facts: Facts, worker: WorkerState, image_tokens: int, rules: Rules) -> int:
+def _local_hold(
+    facts: Facts, worker: WorkerState, image_tokens: int, rules: Rules, output_tokens: int
+) -> int:
     """Upper bound of a local answer's cost in nano-CNY: slot time at a third of the known pace."""
     decode = worker.decode_tokens_per_s or latency.DECODE_TOKENS_PER_S
     prefill = worker.prefill_tokens_per_s or latency.PREFILL_TOKENS_PER_S
     predicted_s = (facts.prompt_tokens_max + image_tokens) / prefill
-    predicted_s += facts.output_tokens_max / decode
+    predicted_s += output_tokens / decode
     bound_s = min(LOCAL_HOLD_FACTOR * predicted_s, rules.local_total_s)
     return slot_cost(rules, worker.slots, slot_ms=int(1000 * bound_s) + 1)
 
@@ -229,6 +258,12 @@ def _local_hold(facts: Facts, worker: WorkerState, image_tokens: int, rules: Rul
 def slot_cost(rules: Rules, slots: int, slot_ms: int) -> int:
     """Nano-CNY for occupying one of a server's slots, rounded up."""
     return -(-local_cost(rules.server_rate, slot_ms) // max(1, slots))
+
+
+def slot_ms_of(rules: Rules, slots: int, nano: int) -> float:
+    """How many milliseconds of a slot that much money pays for."""
+    rate = rules.server_rate.nano_per_slot_s
+    return float("inf") if rate == 0 else 1000.0 * nano * max(1, slots) / rate
 
 
 def local_image_tokens(traits: ModelTraits, facts: Facts) -> int | None:

@@ -73,3 +73,15 @@ local function forget_done(k, now, count)
   end
   return #ids
 end
+
+-- Whether a budget with this mode and limit (see set_budget.lua; nil: it was deleted, which its
+-- epoch says too) lets `amount` be held on top of what is posted and held.
+local function room(limit, amount, posted, held)
+  local mode = string.sub(limit or '0', 1, 1)
+  if mode == 'F' then
+    return false
+  elseif mode == 'S' then
+    return posted + held + amount <= MAX
+  end
+  return amount <= tonumber(limit or '0') - posted - held
+end

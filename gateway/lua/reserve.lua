@@ -1,7 +1,8 @@
 -- Holds money on every budget that a request draws on, or on none of them.
 --
--- KEYS  1 limits    hash: epoch -> token that changes with every definition; budget id -> limit
---       2 defs      hash: budget id -> definition (see set_budget.lua)
+-- KEYS  1 limits    hash: epoch -> token that changes with every definition; budget id -> mode and
+--                   limit (see set_budget.lua)
+--       2 defs      hash: budget id -> definition (likewise)
 --       3 counters  hash: "<counter>|p", "<counter>|h"
 --       4 periods   zset: counter by the time after which it may be dropped
 --       5 holds     hash: hold id -> record (see common.lua)
@@ -58,8 +59,7 @@ local added = before and 0 or amount
 for i = 1, count do
   local posted = tonumber(figures[2 * i - 1] or '0')
   local held = tonumber(figures[2 * i] or '0')
-  local limit = tonumber(limits[i + 1] or '0')
-  if not before and amount > limit - posted - held then
+  if not before and not room(limits[i + 1], amount, posted, held) then
     return { 2, i - 1, posted, held }
   end
   answer[#answer + 1] = posted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -14,11 +15,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     label:       value of metadata.sensitivity, None when absent
     wants_usage: the client asked for a usage chunk at the end of its stream
+    metadata:    what stood beside it there, for labels of budgets
     """
 
     chat: ChatRequest
     label: object | None = None
     wants_usage: bool = False
+    metadata: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
 class Dialect(Protocol):

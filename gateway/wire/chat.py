@@ -72,10 +72,11 @@ class ChatDialect:
             ) from None
         _refuse(wire)
         check(wire)
-        label = None if wire.metadata is msgspec.UNSET else _label(body, wire.metadata or {})
+        metadata = {} if wire.metadata is msgspec.UNSET else wire.metadata or {}
+        label = None if wire.metadata is msgspec.UNSET else _label(body, metadata)
         wants_usage = bool(wire.stream_options and wire.stream_options.include_usage)
         chat = msgspec.structs.replace(wire, **_OURS)
-        return Asked(chat=chat, label=label, wants_usage=wants_usage)
+        return Asked(chat=chat, label=label, wants_usage=wants_usage, metadata=metadata)
 
     def answer(self, body: bytes) -> bytes:
         return body

@@ -15,10 +15,24 @@ LEASE_S = 10
 
 
 @dataclass
+class Counter:
+    posted: int = 0
+    held: int = 0
+
+
+@dataclass
 class Budget:
     limit: int
     zone: str
     generation: int
+    start_day: int = 1
+    hard: bool = True
+    frozen: bool = False
+
+    def room(self, amount: int, counter: Counter) -> bool:
+        if self.frozen:
+            return False
+        return not self.hard or counter.posted + counter.held + amount <= self.limit
 
 
 @dataclass
@@ -30,12 +44,6 @@ class Hold:
     counters: list[tuple[str, str, int, str]]
     posted: int = 0
     forget_s: float = 0.0
-
-
-@dataclass
-class Counter:
-    posted: int = 0
-    held: int = 0
 
 
 @dataclass
@@ -51,22 +59,45 @@ class Books:
     swept_s: float | None = None
     lowered: bool = False  # a limit was lowered, or a zone changed: counters may exceed limits
 
-    def set_budget(self, scope: str, period: str, limit: int, zone: str) -> None:
-        zone = "UTC" if period == "total" else zone
+    def set_budget(
+        self, scope: str, period: str, limit: int, zone: str, start_day: int = 1, hard: bool = True
+    ) -> None:
+        zone = "UTC" if period in ("total", "minute") else zone
         old = self.budgets.get((scope, period))
-        if old is not None and old.zone == zone:
-            self.lowered = self.lowered or limit < old.limit
-            old.limit = limit
+        frozen = old is not None and old.frozen
+        if old is not None and (old.zone, old.start_day) == (zone, start_day):
+            self.lowered = self.lowered or limit < old.limit or not (hard and old.hard)
+            old.limit, old.hard = limit, hard
             return
+        self.lowered = self.lowered or not hard
         self.generations += 1
-        self.budgets[scope, period] = Budget(limit, zone, self.generations)
+        self.budgets[scope, period] = Budget(limit, zone, self.generations, start_day, hard, frozen)
+
+    def raise_budget(self, scope: str, period: str, more: int) -> bool:
+        budget = self.budgets.get((scope, period))
+        if budget is not None:
+            budget.limit += more
+        return budget is not None
+
+    def freeze(self, scope: str, period: str, frozen: bool) -> bool:
+        budget = self.budgets.get((scope, period))
+        if budget is not None:
+            budget.frozen = frozen
+        return budget is not None
+
+    def reset(self, scope: str, period: str) -> bool:
+        budget = self.budgets.get((scope, period))
+        if budget is not None:
+            self.generations += 1
+            budget.generation = self.generations
+        return budget is not None
 
     def delete_budget(self, scope: str, period: str) -> bool:
         return self.budgets.pop((scope, period), None) is not None
 
     def counter_id(self, scope: str, period: str, now_s: float) -> tuple[str, str, int, str]:
         budget = self.budgets[scope, period]
-        window = window_at(Period(period), budget.zone, now_s)
+        window = window_at(Period(period), budget.zone, now_s, budget.start_day)
         return scope, period, budget.generation, window.id
 
     def counter(self, scope: str, period: str, now_s: float) -> Counter:
@@ -82,7 +113,7 @@ class Books:
         drawn = [key for scope in dict.fromkeys(scopes) for key in self.budgets if key[0] == scope]
         for key in drawn:
             counter = self.counter(*key, now_s)
-            if counter.posted + counter.held + amount > self.budgets[key].limit:
+            if not self.budgets[key].room(amount, counter):
                 return "exhausted"
         for key in drawn:
             self.counter(*key, now_s).held += amount
@@ -103,6 +134,23 @@ class Books:
             return False
         hold.state = HoldState.SENT
         return True
+
+    def grow(self, hold_id: str, amount: int) -> str:
+        hold = self.holds.get(hold_id)
+        if hold is None or not hold.state.open or hold.amount == 0:
+            return "closed"
+        more = max(0, amount - hold.amount)
+        for scope, period, generation, window in hold.counters:
+            budget = self.budgets.get((scope, period))
+            if budget is None or budget.generation != generation:
+                continue  # it binds nobody any more
+            counter = self.counters[scope, period, generation, window]
+            if more and not budget.room(more, counter):
+                return "exhausted"
+        for counter_id in hold.counters:
+            self.counters[counter_id].held += more
+        hold.amount += more
+        return "reserved"
 
     def settle(self, hold_id: str, cost: int, now_s: float) -> tuple[int, bool, HoldState | None]:
         hold = self.holds.get(hold_id)

@@ -133,6 +133,12 @@ ROWS: list[tuple[str, str, str]] = [
     ("models a text", token(models="glm-4.6v"), "models"),
     ("models of numbers", token(models=[1]), "models"),
     ("budgets without a kind", token(budgets=["acme"]), "budgets"),
+    ("labels that are a list", token(labels=["team=vision"]), "labels"),
+    ("no labels", token(labels={}), "labels"),
+    ("9 labels", token(labels={f"k{i}": "v" for i in range(9)}), "labels"),
+    ("a label with a blank", token(labels={"team": "a b"}), "labels"),
+    ("a label with a colon", token(labels={"team:x": "a"}), "labels"),
+    ("a label that is a number", token(labels={"team": 7}), "labels"),
     ("100 budgets", token(budgets=[f"team:{i}" for i in range(100)]), "budgets"),
     ("slo unknown", token(slo="urgent"), "slo"),
 ]
@@ -210,6 +216,7 @@ async def test_what_the_claims_become() -> None:
         org="holding",
         models=["glm-4.6v", "glm-4.6v"],
         budgets=["team:search", "project:x"],
+        labels={"team": "vision", "cost-center": "4711"},
         sensitivity="Internal",
         slo="batch",
     )
@@ -219,7 +226,7 @@ async def test_what_the_claims_become() -> None:
         key_id="rs",
         org="holding",
         models=("glm-4.6v",),
-        budgets=("team:search", "project:x"),
+        budgets=("team:search", "project:x", "label:cost-center=4711", "label:team=vision"),
         sensitivity_floor=Sensitivity.INTERNAL,
         slo=SloClass.BATCH,
         expires_at_s=NOW + 600,
@@ -348,7 +355,19 @@ _JSON = st.recursive(
     ),
     max_leaves=5,
 )
-_CLAIMS = ["tenant", "sub", "org", "models", "budgets", "sensitivity", "slo", "exp", "nbf", "aud"]
+_CLAIMS = [
+    "tenant",
+    "sub",
+    "org",
+    "models",
+    "budgets",
+    "labels",
+    "sensitivity",
+    "slo",
+    "exp",
+    "nbf",
+    "aud",
+]
 
 
 @given(st.dictionaries(st.sampled_from(_CLAIMS), _JSON, max_size=5))

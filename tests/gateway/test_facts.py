@@ -23,6 +23,13 @@ HI = [{"role": "user", "content": "hi"}]
 HTTP = "https://example.com/a.png"
 
 
+class Past:
+    """What a history says: one caller's answers of one model hardly exceed 200 tokens."""
+
+    def bound(self, tenant: str, model: str) -> int | None:
+        return {"short": 200, "long": 1_500}.get(tenant)
+
+
 class Likely:
     """The part of the world that facts ask: how long answers of a model have been."""
 
@@ -32,11 +39,13 @@ class Likely:
 
 def gateway(**label_rules: Any) -> Any:
     limits = SimpleNamespace(output_tokens_default=512, output_tokens_max=2_048)
+    labels = SimpleNamespace(metadata_labels=("project",))
     return SimpleNamespace(
-        config=SimpleNamespace(limits=limits),
+        config=SimpleNamespace(limits=limits, budgets=labels),
         rules=rules(),
         label_rules=LabelRules(**label_rules),
         world=Likely(),
+        history=Past(),
     )
 
 
@@ -278,3 +287,34 @@ def test_request_ids_are_long_and_all_different() -> None:
     assert len(set(ids)) == 200
     assert {len(one) for one in ids} == {35}
     assert all(one.startswith("yz-") and one.isascii() for one in ids)
+
+
+def test_labels_of_metadata_add_scopes_only_where_the_operator_named_them() -> None:
+    named = facts(metadata={"project": "apollo", "team": "moon", "sensitivity": "public"})
+    assert named.scopes == (*scopes_of(principal()), "label:project=apollo")
+    assert facts(metadata={"project": None}).scopes == scopes_of(principal())
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a\nb", "a" * 81, 5, ["a"], {"a": 1}, "a{b}", "a:b"])
+def test_a_label_that_cannot_be_a_scope_is_refused_by_name(value: object) -> None:
+    assert refused(metadata={"project": value}).param == "metadata.project"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "wish", "bounds"),
+    [
+        ("new", {}, (512, 0, 0)),  # nothing is known: the default
+        ("short", {}, (512, 200, 200)),  # the default, and 200 when money is short
+        ("long", {}, (1_500, 0, 0)),  # more than the default: its answers are long
+        ("short", {"max_tokens": 100}, (100, 0, 0)),
+        ("short", {"max_tokens": 1_000}, (1_000, 0, 200)),  # what was asked for is not shortened
+        ("long", {"max_tokens": 9_999}, (2_048, 0, 1_500)),
+    ],
+)
+def test_bounds_on_the_output(
+    tenant: str, wish: dict[str, int], bounds: tuple[int, int, int]
+) -> None:
+    found = facts(who=principal(tenant=tenant), **wish)
+    assert (
+        found.output_tokens_max, found.output_tokens_tight, found.output_tokens_first
+    ) == bounds  # fmt: skip

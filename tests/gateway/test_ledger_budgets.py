@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import datetime
 
+import pytest
 import redis
 
 from gateway.ledger import Exhausted, Ledger, Reserved, Till
+from gateway.ledger_budgets import NoSuchBudget
+from policies.budget import BudgetOptions
 from tests.gateway.ledger_kit import NOW_S, ZONE, books, hold, row, settled_up
 
 TENANT = "tenant:acme"
@@ -169,3 +173,121 @@ async def test_a_gateway_whose_clock_is_wrong_draws_on_the_servers_day(redis_url
             assert isinstance(await wrong.reserve(asked, ahead_s), Exhausted)
             assert (await wrong.sweep(ahead_s)).expired == 0  # and expires nobody's holds
             await right.void("a.0")
+
+
+async def test_two_who_raise_at_once_both_count(redis_url: str) -> None:
+    async with books(redis_url, "a") as one, books(redis_url, "b") as other:
+        await limit(one, 100)
+        await asyncio.gather(
+            *(
+                each.raise_budget(TENANT, "day", add_nano=10 + n, now_s=NOW_S, who=f"w{n}")
+                for n, each in enumerate((one, other))
+            )
+        )
+        (found,) = await one.budgets(NOW_S)
+        assert found.limit_nano == 121
+        trail = await other.audit()
+        assert (trail[0].act, trail[0].who) == ("set", "unknown")
+        assert sorted(entry.who for entry in trail[1:]) == ["w0", "w1"]
+        last = trail[-1]
+        assert last.before is not None
+        assert last.after is not None
+        assert last.after.limit_nano == 121 == last.before.limit_nano + int(last.who[1:]) + 10
+
+
+async def test_a_frozen_budget_refuses_everything_and_lets_what_runs_end(redis_url: str) -> None:
+    async with books(redis_url, "admin") as admin, books(redis_url, "busy") as busy:
+        await limit(admin, 100)
+        assert isinstance(await busy.reserve(hold("a.0", 10), NOW_S), Reserved)
+        await admin.freeze_budget(TENANT, "day", frozen=True, now_s=NOW_S, who="ada")
+        for amount in (0, 1):
+            refused = await busy.reserve(hold(f"b{amount}.0", amount), NOW_S)
+            assert isinstance(refused, Exhausted)
+            assert refused.budget.frozen
+        await limit(admin, 200)  # a frozen budget that is changed stays frozen
+        assert isinstance(await busy.reserve(hold("c.0", 1), NOW_S), Exhausted)
+        assert (await busy.settle("a.0", row("a.0", 7))).posted_nano == 7
+        await admin.freeze_budget(TENANT, "day", frozen=False, now_s=NOW_S, who="ada")
+        assert isinstance(await busy.reserve(hold("d.0", 193), NOW_S), Reserved)
+        assert [entry.act for entry in await admin.audit(scope=TENANT)] == [
+            "set", "freeze", "set", "unfreeze",
+        ]  # fmt: skip
+        for act in (
+            admin.freeze_budget(TENANT, "week", frozen=True, now_s=NOW_S),
+            admin.raise_budget("tenant:none", "day", add_nano=1, now_s=NOW_S),
+            admin.reset_budget(TENANT, "total", now_s=NOW_S),
+        ):
+            with pytest.raises(NoSuchBudget, match="there is no budget"):
+                await act
+
+
+async def test_a_soft_budget_counts_and_never_refuses(redis_url: str) -> None:
+    async with books(redis_url) as ledger:
+        await ledger.set_budget(
+            TENANT, limit_nano=10, period="day", zone=ZONE, now_s=NOW_S,
+            options=BudgetOptions(hard=False),
+        )  # fmt: skip
+        assert isinstance(await ledger.reserve(hold("a.0", 1000), NOW_S), Reserved)
+        await ledger.settle("a.0", row("a.0", 900))
+        (found,) = await ledger.budgets(NOW_S)
+        assert (found.posted_nano, found.options.hard) == (900, False)
+        assert not ledger.views()[TENANT][0].hard
+
+
+async def test_a_reset_counts_from_nothing_and_the_trail_keeps_what_was(redis_url: str) -> None:
+    async with books(redis_url) as ledger:
+        await limit(ledger, 100)
+        await ledger.reserve(hold("a.0", 60), NOW_S)
+        await ledger.settle("a.0", row("a.0", 50))
+        await ledger.reserve(hold("b.0", 30), NOW_S)
+        await ledger.reset_budget(TENANT, "day", now_s=NOW_S, who="ada")
+        (found,) = await ledger.budgets(NOW_S)
+        assert (found.posted_nano, found.held_nano) == (0, 0)
+        await ledger.settle("b.0", row("b.0", 20))  # into the old count
+        assert [b.posted_nano for b in await ledger.budgets(NOW_S)] == [0]
+        assert await settled_up(ledger) == Till(posted_nano=70, held_nano=0)
+        last = (await ledger.audit())[-1]
+        assert (last.act, last.who, last.posted_nano, last.held_nano) == ("reset", "ada", 50, 30)
+        await ledger.sweep(NOW_S + 8 * DAY_S)
+        with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+            counters = client.hgetall("yuzui:{main}:counters")
+        assert not any("|1|" in name for name in counters)  # the old count is dropped in the end
+
+
+async def test_weeks_that_begin_on_a_sunday_and_a_first_day_that_moves(redis_url: str) -> None:
+    saturday_s, sunday_s = at("2026-11-21T23:59:59+08:00"), at("2026-11-22T00:00:00+08:00")
+    async with books(redis_url) as ledger:
+
+        async def week(start_day: int, now_s: float) -> None:
+            await ledger.set_budget(
+                TENANT, limit_nano=100, period="week", zone=ZONE, start_day=start_day, now_s=now_s
+            )
+
+        await week(7, saturday_s)
+        assert isinstance(
+            await ledger.reserve(hold("a.0", 100, now_s=saturday_s), saturday_s), Reserved
+        )
+        assert isinstance(
+            await ledger.reserve(hold("b.0", 1, now_s=saturday_s), saturday_s), Exhausted
+        )
+        assert isinstance(
+            await ledger.reserve(hold("c.0", 100, now_s=sunday_s), sunday_s), Reserved
+        )
+        await week(7, sunday_s)  # nothing changes
+        assert [b.held_nano for b in await ledger.budgets(sunday_s)] == [100]
+        await week(1, sunday_s)  # another week, another count
+        assert [b.held_nano for b in await ledger.budgets(sunday_s)] == [0]
+        with pytest.raises(ValueError, match="starts on day"):
+            await week(8, sunday_s)
+
+
+async def test_books_of_before_there_were_options_are_read(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        base = "yuzui:{main}:"
+        client.hset(base + "defs", f"day|{TENANT}", "1\n1\nAsia/Shanghai\n0")
+        client.hset(base + "limits", mapping={f"day|{TENANT}": "100", "epoch": "x", "serial": "1"})
+    async with books(redis_url) as ledger:
+        assert isinstance(await ledger.reserve(hold("a.0", 60), NOW_S), Reserved)
+        await limit(ledger, 200)
+        (found,) = await ledger.budgets(NOW_S)
+        assert (found.limit_nano, found.held_nano, found.start_day) == (200, 60, 1)

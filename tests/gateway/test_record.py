@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backends.chat import ChatRequest, Message
 from gateway.errors import GatewayError
+from gateway.history import History
 from gateway.ledger import Exhausted, LedgerUnavailable, Settled
 from gateway.record import Exchange, Run, cny
 from gateway.rows import Outcome, Row, RowState
@@ -83,7 +84,12 @@ class Kit:
             succeeded=lambda attempt, model, **kw: self.learned.append({"model": model, **kw})
         )
         gateway: Any = SimpleNamespace(
-            rules=RULES, world=world, ledger=self.books, later=self.later.append
+            rules=RULES,
+            world=world,
+            ledger=self.books,
+            later=self.later.append,
+            history=History(4_096),
+            spool=None,
         )
         self.facts = asked or facts()
         decision = decide(self.facts, snapshot(worker(), clouds=(cloud("small"),)), RULES)
@@ -257,9 +263,10 @@ def exhausted(resets_at_s: float | None = 1_795_276_800.0) -> Exhausted:
         limit_nano=50_000_000,
         posted_nano=49_000_000,
         held_nano=999_999,
+        period="day",
         resets_at_s=resets_at_s,
     )
-    return Exhausted(budget=view, period=Period.DAY)
+    return Exhausted(budget=view, period=Period.DAY, amount_nano=2_000)
 
 
 def test_an_exhausted_budget_is_named_with_its_figures_and_its_end() -> None:
@@ -270,7 +277,7 @@ def test_an_exhausted_budget_is_named_with_its_figures_and_its_end() -> None:
     assert (error.status, error.code) == (429, "insufficient_quota")
     assert error.message == (
         "the budget backend:cloud (day) is exhausted: limit 0.05 CNY, posted 0.049, "
-        "held 0.000999999; it starts anew at 2026-11-21T16:00:00+00:00"
+        "held 0.000999999, asked for 0.000002; it starts anew at 2026-11-21T16:00:00+00:00"
     )
     assert error.headers == {
         "x-should-retry": "false",
@@ -287,7 +294,7 @@ def test_a_budget_that_never_starts_anew_does_not_say_when() -> None:
     kit = Kit()
     kit.run()
     kit.exchange.exhausted(kit.attempts[0], exhausted(None))
-    assert kit.exchange.over_budget().message.endswith("held 0.000999999")
+    assert kit.exchange.over_budget().message.endswith("held 0.000999999, asked for 0.000002")
 
 
 async def test_a_target_without_money_leaves_no_trace_when_the_next_one_answers() -> None:

@@ -30,9 +30,8 @@ from gateway.redis_link import (
     LedgerUnavailable,
     RedisLink,
     Script,
-    Target,
-    parse_url,
 )
+from gateway.redis_target import Target, parse_url
 from tests.gateway.redis_servers import RealServer
 
 
@@ -281,7 +280,11 @@ async def test_a_silent_server(own_server: Callable[..., RealServer]) -> None:
         for error in found:
             assert isinstance(error, LedgerUnavailable)
             assert error.ambiguous
+        with pytest.raises(LedgerUnavailable, match="does not answer at present") as refused:
+            link.call("ECHO", "at once")  # refused without waiting: others wait already
+        assert not refused.value.ambiguous
         server.signal(signal.SIGCONT)  # the late replies come now and are nobody's
+        await wait_until(lambda: link.ready)
         assert await link.call("ECHO", "in time") == b"in time"
 
         server.signal(signal.SIGSTOP)  # this time for longer: the connection is given up

@@ -29,6 +29,8 @@ TABLE = {
     (D, Event.REFUSED): (OVER, Resolve.BOUND, Then.BREAK, Resolve.BOUND, Then.BREAK),
     (D, Event.LOST): (OVER, Resolve.BOUND, Then.BREAK, Resolve.BOUND, Then.BREAK),
     (D, Event.CLIENT_GONE): (OVER, Resolve.BOUND, Then.END, Resolve.BOUND, Then.END),
+    (O, Event.CURTAILED): (OVER, Resolve.BOUND, Then.END, Resolve.BOUND, Then.END),
+    (D, Event.CURTAILED): (OVER, Resolve.BOUND, Then.END, Resolve.BOUND, Then.END),
 }
 
 

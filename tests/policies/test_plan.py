@@ -221,6 +221,7 @@ REASONS: dict[str, Case] = {
 
 # Given to attempts, or before the plan.
 ELSEWHERE = {Reason.FALLBACK, Reason.MODEL_FORBIDDEN}
+ELSEWHERE |= {Reason.BUDGET_SOFT}  # test_steer.py
 # Repeating these cannot help, whatever becomes of the pool in the next second.
 FINAL = {
     Reason.BUDGET_EXHAUSTED,

@@ -27,6 +27,7 @@ class Admin:
         self._more = more or {}
         self._error = error
         self.asked: list[tuple[str, str, Any]] = []
+        self.actor = ""
 
     def __call__(self, config: object) -> Admin:
         return self

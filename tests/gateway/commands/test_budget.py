@@ -81,8 +81,48 @@ def test_what_is_printed_can_be_given_back(nano: int) -> None:
 
 def test_set(admin: Admin) -> None:
     assert budget.main(["set", "backend:cloud", "--limit-cny", "0.05", "--period", "day"]) == 0
-    asked = {"scope": "backend:cloud", "limit_nano": 50_000_000, "period": "day", "zone": None}
-    assert admin.asked == [("PUT", "/admin/budgets", asked)]
+    asked = {"scope": "backend:cloud", "limit_nano": 50_000_000, "period": "day"}
+    more: dict[str, object] = {"zone": None, "start_day": None, "options": {}}
+    assert admin.asked == [("PUT", "/admin/budgets", {**asked, **more})]
+
+
+def test_set_with_everything(admin: Admin) -> None:
+    words = "set label:team=v --limit-cny 1 --period week --start-day 7 --zone UTC --soft-only"
+    words += " --soft 80:prefer_local --soft 90%:cheaper --pace --alert-at 50,100 --no-forecast"
+    assert budget.main([*words.split(), "--by", "ada"]) == 0
+    asked = admin.asked[0][2]
+    assert (asked["scope"], asked["period"], asked["start_day"]) == ("label:team=v", "week", 7)
+    assert asked["options"] == {
+        "soft": [
+            {"at_percent": 80, "steer": "prefer_local"}, {"at_percent": 90, "steer": "cheaper"},
+        ],
+        "alerts": [50, 100], "hard": False, "pace": True, "forecast": False,
+    }  # fmt: skip
+    assert admin.actor == "ada"
+    assert budget.main(["set", "tenant:a", "--limit-cny", "1", "--soft", "none", "--hard"]) == 0
+    assert admin.asked[1][2]["options"] == {"soft": [], "hard": True}
+
+
+@pytest.mark.parametrize("soft", ["80", "80:sing", "x:cheaper"])
+def test_a_soft_limit_that_is_none(
+    admin: Admin, soft: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert budget.main(["set", "tenant:a", "--limit-cny", "1", "--soft", soft]) == 1
+    assert "percent" in capsys.readouterr().err.lower()
+    assert not admin.asked
+
+
+@pytest.mark.parametrize("act", ["freeze", "unfreeze", "reset"])
+def test_acts(admin: Admin, act: str) -> None:
+    assert budget.main([act, "tenant:a", "--period", "day"]) == 0
+    named = {"scope": "tenant:a", "period": "day"}
+    assert admin.asked == [("POST", f"/admin/budgets/{act}", named)]
+
+
+def test_raise(admin: Admin) -> None:
+    assert budget.main(["raise", "tenant:a", "--by-cny", "0.5"]) == 0
+    named = {"scope": "tenant:a", "period": "month", "add_nano": 500_000_000}
+    assert admin.asked == [("POST", "/admin/budgets/raise", named)]
 
 
 def test_remove(admin: Admin) -> None:
@@ -94,9 +134,10 @@ def test_list_as_a_table(admin: Admin, capsys: pytest.CaptureFixture[str]) -> No
     assert budget.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split() == [
-        "backend:cloud", "day", "0.05", "0.000000001", "0.02", "2026-11-21T16:00:00+00:00",
+        "backend:cloud", "day", "0.05", "0.000000001", "0.02", "40", "%",
+        "2026-11-21T16:00:00+00:00", "-",
     ]  # fmt: skip
-    assert lines[3].split()[-1] == "never"
+    assert lines[3].split()[-2] == "never"
 
 
 def test_list_as_json_with_exact_amounts(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +154,9 @@ def test_list_as_json_with_exact_amounts(admin: Admin, capsys: pytest.CaptureFix
         "posted_nano": 1,
         "held_nano": 20_000_000,
         "resets_at": "2026-11-21T16:00:00+00:00",
+        "start_day": 1,
+        "frozen": False,
+        "options": {},
     }
     assert total["limit"] == Decimal("9007199.254740991")
     assert total["resets_at"] is None
@@ -140,7 +184,9 @@ def test_a_bad_amount_asks_nobody(admin: Admin, capsys: pytest.CaptureFixture[st
     assert not admin.asked
 
 
-@pytest.mark.parametrize("argv", [[], ["set"], ["set", "x"], ["list", "--period", "week"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["set"], ["set", "x"], ["list", "--period", "week"], ["raise", "tenant:a"]]
+)
 def test_wrong_usage(admin: Admin, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         budget.main(argv)
