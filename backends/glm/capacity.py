@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SLOTS_CPU, SLOTS_CUDA = 32, 64  # a step of so many costs little more than one of a few
 # Of what is free once the weights are loaded. A CPU's memory belongs to others as well.
 SHARE_CPU, SHARE_CUDA = 0.25, 0.80
+# Remembered beside the entries of running requests, as shares of those: prompts, and features of
+# pictures (a picture's features are smaller than its entries in the cache of most models).
+KEPT_SHARE, KEPT_PICTURES_SHARE = 1 / 8, 1 / 32
 # Prompt tokens read in one step, between two tokens of everybody's answer: long enough that the
 # products are limited by arithmetic, short enough that nobody's stream pauses noticeably.
 STEP_TOKENS_CPU, STEP_TOKENS_CUDA = 512, 2048
@@ -14,12 +17,15 @@ STEP_TOKENS_CPU, STEP_TOKENS_CUDA = 512, 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """`rows` rows of `row_tokens` entries; `slots` requests at most; `step_tokens` of one step."""
+    """`rows` rows of `row_tokens` entries; `slots` requests at most; `step_tokens` of one step;
+    `kept_tokens` of prompts and `kept_bytes` of encoded pictures are remembered."""
 
     slots: int
     rows: int
     row_tokens: int
     step_tokens: int
+    kept_tokens: int
+    kept_bytes: int
 
     @property
     def kv_tokens(self) -> int:
@@ -29,11 +35,12 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What the operator set; 0: choose."""
+    """What the operator set; 0, or None where 0 means none: choose."""
 
     slots: int = 0
     kv_tokens: int = 0
     step_tokens: int = 0
+    kept_tokens: int | None = None
 
 
 def capacity(
@@ -49,9 +56,15 @@ def capacity(
     if not tokens:
         share = SHARE_CUDA if cuda else SHARE_CPU
         tokens = max(slots, int(free_bytes * share) // token_bytes)
+    row_tokens = max(1, min(max_model_len, tokens // slots))
+    kept = asked.kept_tokens
+    if kept is None:
+        kept = int(slots * row_tokens * KEPT_SHARE)
     return Capacity(
         slots=slots,
         rows=slots,
-        row_tokens=max(1, min(max_model_len, tokens // slots)),
+        row_tokens=row_tokens,
+        kept_tokens=kept,
+        kept_bytes=int(slots * row_tokens * token_bytes * KEPT_PICTURES_SHARE) if kept else 0,
         step_tokens=asked.step_tokens or (STEP_TOKENS_CUDA if cuda else STEP_TOKENS_CPU),
     )

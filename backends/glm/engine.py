@@ -17,94 +17,27 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from backends.glm.deltas import Delta
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
-from backends.glm.output import Output
+from backends.glm.events import (
+    ABORTED,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Job,
+    Progress,
+    Ticket,
+)
+from backends.glm.model import Runner
+from backends.glm.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys, shared
 from backends.glm.scheduler import Entry, Scheduler
 from backends.glm.speeds import EngineLoad, Speeds
-from backends.glm.types import Constraint, Drawn, Prompt, Sampling
-
-FinishReason = Literal["stop", "length"]
-
-
-class Runner(Protocol):
-    """The model. Only the engine's thread calls it. A generation is the model's own value."""
-
-    def open(self, job: Job, row: int) -> Any:
-        """A request that has done no work yet; its cache begins at this row."""
-        ...
-
-    def step(self, work: Sequence[tuple[Any, int]]) -> list[Drawn | None]:
-        """One forward pass over so many further tokens of each: of its prompt, or the one drawn
-        last. The token drawn for each, None where the prompt is not read to its end yet."""
-        ...
-
-    def close(self, generation: Any) -> None:
-        """It is over; its rows may be another's from now on."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """New text."""
-
-    deltas: list[Delta]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """The last event of a good generation. `completion_tokens` counts every generated token, the
-    stop token too; `cached_tokens` those of the prompt that were not read again; times are
-    milliseconds, queue and first token counted from admission."""
-
-    deltas: list[Delta]
-    reason: FinishReason
-    completion_tokens: int
-    reasoning_tokens: int
-    queue_ms: int
-    ttft_ms: int
-    slot_ms: int
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The last event of a broken generation. `aborted`: nothing broke, the ticket was given up."""
-
-    detail: str
-    aborted: bool = False
-
-
-Event = Progress | Finished | Failed
-ABORTED = Failed("aborted", aborted=True)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What to generate and where to report. `emit` is called from the engine's thread; `tenant`:
-    whose turn and whose cached prefixes it shares; `priority`: lower goes first."""
-
-    prompt: Prompt
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    max_tokens: int
-    output: Output
-    emit: Callable[[Event], None]
-    constraint: Constraint | None = None
-    tenant: str = ""
-    priority: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """A place in the engine, from admission to the end."""
-
-    admitted_s: float
-    aborted: bool = False
-    live: bool = True
+from backends.glm.types import Drawn
 
 
 @dataclass(eq=False, slots=True)
@@ -114,8 +47,11 @@ class _Run:
     ticket: Ticket
     job: Job
     entry: Entry
+    keys: list[bytes]
+    answer: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    failure: Exception | None = None
     generation: Any = None
-    produced: int = 0
     started_s: float = 0.0
     first_s: float = 0.0
 
@@ -129,14 +65,18 @@ class Engine:
         *,
         scheduler: Scheduler,
         queue_limit: int,
+        kept_blocks: int = 0,
         on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`queue_limit`: requests that may wait; `on_change`: called after counts changed, from
-        whichever thread changed them."""
+        """`queue_limit`: requests that may wait; `kept_blocks`: how much of prompts is remembered
+        (see `prefix`); `on_change`: called after counts changed, by whoever changed them."""
         self._runner = runner
         self._scheduler = scheduler
         self._queue_limit = queue_limit
+        self._index = PrefixIndex(kept_blocks)
+        self._prompt_tokens = self._cached_tokens = 0
+        self._news = False  # something happened that may change what the next step is
         self._on_change = on_change
         self._clock = clock
         self._wake = threading.Condition()
@@ -157,7 +97,7 @@ class Engine:
             self._stopping = self._draining = True
             tickets = {*self._waiting, *(run.ticket for run in self._runs.values())}
             given_up = [run for ticket in tickets for run in self._abort_locked(ticket)]
-            self._wake.notify_all()
+            self._tell_news_locked()
         _tell_aborted(given_up)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -205,11 +145,12 @@ class Engine:
         )
         if entry.kv_tokens > self._scheduler.rows.tokens:
             raise ValueError("the request is longer than the whole cache")
+        keys = block_keys(job.prompt, job.tenant)
         with self._wake:
             if not ticket.aborted:
-                self._runs[ticket] = _Run(ticket, job, entry)
+                self._runs[ticket] = _Run(ticket, job, entry, keys)
                 self._scheduler.add(entry)
-                self._wake.notify()
+                self._tell_news_locked()
                 return
         job.emit(ABORTED)
 
@@ -219,12 +160,13 @@ class Engine:
             if not ticket.live:
                 return
             given_up = self._abort_locked(ticket)
-            self._wake.notify()
+            self._tell_news_locked()
         _tell_aborted(given_up)
         self._on_change()
 
     def load(self) -> EngineLoad:
         """Counts and speeds of this moment."""
+        pictures, cached_pictures = self._runner.pictures()
         with self._wake:
             scheduler, speeds = self._scheduler, self._speeds
             return EngineLoad(
@@ -237,12 +179,20 @@ class Engine:
                 prefill_tokens_per_s=round(speeds.prefill.per_second, 2),
                 kv_tokens_used=scheduler.rows.tokens_used,
                 kv_tokens_total=scheduler.rows.tokens,
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens,
+                pictures=pictures,
+                cached_pictures=cached_pictures,
             )
 
     def forget_speeds(self) -> None:
         """Measure anew from here."""
         with self._wake:
             self._speeds = Speeds()
+
+    def _tell_news_locked(self) -> None:
+        self._news = True
+        self._wake.notify()
 
     def _abort_locked(self, ticket: Ticket) -> list[_Run]:
         """One that runs is closed by the engine's thread; any other is over now, and returned if
@@ -265,35 +215,64 @@ class Engine:
             with self._wake:
                 while not (self._runs or self._stopping):
                     self._wake.wait()
-                closed = self._close_aborted_locked()
+                self._news = False
+                closed = self._close_given_up_locked()
                 started = self._start_locked()
                 over = self._stopping and not self._runs
-            _tell_aborted(closed)
+            for run, event in closed:
+                run.job.emit(event)
             if closed or started:
                 self._on_change()
             if over:
                 return
-            for run in started:
-                self._open(run)
+            for run, blocks in started:
+                self._open(run, blocks)
             with self._wake:
                 work = [(self._runs[entry.key], n) for entry, n in self._scheduler.plan()]
+                while not (work or self._news or not self._runs):
+                    self._wake.wait()  # everybody's pictures are being encoded
             if work:
                 self._advance(work)
 
-    def _close_aborted_locked(self) -> list[_Run]:
-        closed = [run for run in self._runs.values() if run.ticket.aborted]
-        for run in closed:
-            self._end_locked(run)
+    def _close_given_up_locked(self) -> list[tuple[_Run, Event]]:
+        """Those whose callers have left, and those whose pictures cannot be encoded."""
+        closed: list[tuple[_Run, Event]] = []
+        for run in list(self._runs.values()):
+            if run.ticket.aborted or run.failure is not None:
+                self._end_locked(run)
+                closed.append((run, ABORTED if run.failure is None else _failed(run.failure)))
         return closed
 
-    def _start_locked(self) -> list[_Run]:
+    def _start_locked(self) -> list[tuple[_Run, list[int]]]:
+        """Who starts now, and the kept blocks that are the beginning of its prompt."""
         started = []
-        while (entry := self._scheduler.start()) is not None:
+        while (entry := self._scheduler.start(self._better_later)) is not None:
             run = self._runs[entry.key]
             run.started_s = self._clock()
             self._waiting.discard(run.ticket)
-            started.append(run)
+            # One token has to be read at least, because its logits are wanted.
+            blocks = self._index.match(run.keys[: (entry.prompt_tokens - 1) // BLOCK])
+            run.cached_tokens = len(blocks) * BLOCK
+            self._scheduler.found(entry, run.cached_tokens)
+            self._prompt_tokens += entry.prompt_tokens
+            self._cached_tokens += run.cached_tokens
+            started.append((run, blocks))
         return started
+
+    def _better_later(self, entry: Entry) -> bool:
+        """Whether somebody reads, at this moment, what this one would have to read as well."""
+        reading = [
+            run.keys for run in self._runs.values() if run.entry.running and not run.entry.decoding
+        ]
+        if not reading:
+            return False
+        keys = self._runs[entry.key].keys
+        return shared(keys, self._index.kept(keys), reading) >= SHARED_BLOCKS_MIN
+
+    def _keep_locked(self, run: _Run, keys: list[bytes]) -> None:
+        blocks = self._index.keep(keys)
+        if blocks:
+            self._runner.keep(run.generation, blocks)
 
     def _end_locked(self, run: _Run) -> None:
         if run.generation is not None:
@@ -302,17 +281,29 @@ class Engine:
         del self._runs[run.ticket]
         run.ticket.live = False
 
-    def _open(self, run: _Run) -> None:
+    def _open(self, run: _Run, blocks: list[int]) -> None:
+        run.entry.ready = False
         try:
-            run.generation = self._runner.open(run.job, run.entry.first_row)
+            opened = self._runner.open(
+                run.job, run.entry.first_row, blocks, partial(self._seen, run)
+            )
         except Exception as error:  # one request's failure must not end the engine for all others
             self._fail(run, error)
+            return
+        run.generation = opened.generation
+        if opened.ready:
+            run.entry.ready = True
+
+    def _seen(self, run: _Run, error: Exception | None) -> None:
+        with self._wake:
+            run.entry.ready, run.failure = True, error
+            self._tell_news_locked()
 
     def _fail(self, run: _Run, error: Exception) -> None:
         with self._wake:
             self._end_locked(run)
         self._on_change()
-        run.job.emit(Failed(f"{type(error).__name__}: {error}"))
+        run.job.emit(_failed(error))
 
     def _advance(self, work: list[tuple[_Run, int]]) -> None:
         """One step of the batch. When it fails, its members take it one by one, so that only those
@@ -346,9 +337,10 @@ class Engine:
     def _take_locked(self, run: _Run, drawn: Drawn, now_s: float) -> Event | None:
         """Add a drawn token to its answer. An answer that ends here gives its slot back."""
         job = run.job
-        run.produced += 1
-        if run.produced == 1:
+        run.answer.append(drawn.token_id)
+        if len(run.answer) == 1:
             run.first_s = now_s
+            self._keep_locked(run, run.keys)
         reason: FinishReason | None = None
         deltas: list[Delta] = []
         try:
@@ -358,7 +350,7 @@ class Engine:
                 deltas = job.output.push(drawn)
                 if job.output.stopped:
                     reason = "stop"
-                elif run.produced >= job.max_tokens:
+                elif len(run.answer) >= job.max_tokens:
                     reason = "length"
             if reason is None:
                 return Progress(deltas=deltas) if deltas else None
@@ -367,30 +359,38 @@ class Engine:
             )
         except Exception as error:  # as above
             self._end_locked(run)
-            return Failed(f"{type(error).__name__}: {error}")
+            return _failed(error)
         self._end_locked(run)
         return end
 
     def _finished(
         self, run: _Run, reason: FinishReason, deltas: list[Delta], now_s: float
     ) -> Finished:
-        prompt_tokens = len(run.job.prompt.ids)
-        self._speeds.prefill.add(prompt_tokens, run.first_s - run.started_s)
+        job = run.job
+        # The next turn of this talk begins with it. The last token's entry was never computed.
+        self._keep_locked(run, block_keys(job.prompt, job.tenant, run.answer[:-1]))
+        read = len(job.prompt.ids) - run.cached_tokens
+        self._speeds.prefill.add(read, run.first_s - run.started_s)
         self._speeds.requests.add(1, now_s - run.started_s)
         return Finished(
             deltas=deltas,
             reason=reason,
-            completion_tokens=run.produced,
-            reasoning_tokens=run.job.output.reasoning_tokens,
+            completion_tokens=len(run.answer),
+            reasoning_tokens=job.output.reasoning_tokens,
             queue_ms=_ms(run.started_s - run.ticket.admitted_s),
             ttft_ms=_ms(run.first_s - run.ticket.admitted_s),
             slot_ms=_ms(now_s - run.started_s),
+            cached_tokens=run.cached_tokens,
         )
 
 
 def _tell_aborted(runs: Sequence[_Run]) -> None:
     for run in runs:
         run.job.emit(ABORTED)
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(f"{type(error).__name__}: {error}")
 
 
 def _ms(seconds: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -115,8 +116,10 @@ class Vision:
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Pixels:
         """Resize, normalise and cut into patches; one picture at a time to keep memory flat."""
-        values, grids = [], []
+        values, grids, keys = [], [], []
         for picture in pictures:
+            shape = f"{picture.width}x{picture.height} ".encode()
+            keys.append(hashlib.sha256(shape + picture.tobytes()).digest())
             features = self._processor(images=[picture], return_tensors="np")
             values.append(np.asarray(features["pixel_values"], dtype=np.float32))
             grids.append(np.asarray(features["image_grid_thw"], dtype=np.int64))
@@ -125,6 +128,7 @@ class Vision:
             values=np.concatenate(values),
             grid=grid,
             tokens=tuple(int(n) for n in grid.prod(axis=1) // self._merge_area),
+            keys=tuple(keys),
         )
 
 

@@ -81,7 +81,12 @@ def parse_options(argv: Sequence[str]) -> Options:
         quantize=given.quantize,
         threads=given.threads,
         queue=given.queue,
-        capacity=Asked(slots=given.slots, kv_tokens=given.kv_tokens, step_tokens=given.step_tokens),
+        capacity=Asked(
+            slots=given.slots,
+            kv_tokens=given.kv_tokens,
+            step_tokens=given.step_tokens,
+            kept_tokens=given.kept_tokens,
+        ),
         worker=worker,
         names=tuple(names),
         max_model_len=given.max_model_len,
@@ -179,6 +184,13 @@ def _add_batch(add: Callable[..., object]) -> None:
         metavar="N",
         help="size of the cache, in tokens of all requests that run (prompts and output limits "
         "together); 0: a share of the free memory (default)",
+    )
+    add(
+        "--kept-tokens",
+        type=_at_least(0),
+        metavar="N",
+        help="tokens of prompts that are remembered beside that, so that a prompt with the same "
+        "beginning is not read again; 0: remember nothing (default: an eighth of --kv-tokens)",
     )
     add(
         "--step-tokens",

@@ -10,7 +10,7 @@ import msgspec
 
 from backends.glm.choices import Choice, Naming, delta_of
 from backends.glm.deltas import Delta
-from backends.glm.engine import Finished
+from backends.glm.events import Finished
 from backends.glm.types import Prompt
 
 DONE = b"data: [DONE]\n\n"

@@ -7,41 +7,55 @@ each other's; it is never used here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from backends.glm.engine import Job
+from backends.glm.events import Job
+from backends.glm.eyes import Eyes, Sight
 from backends.glm.kv import KvCache, KvShape, pieces_of
 from backends.glm.lean import LeanText, claims
 from backends.glm.linears import Maker, MatrixMaker
+from backends.glm.model import Opened
 from backends.glm.positions import rope_positions
+from backends.glm.prefix import BLOCK
 from backends.glm.sampling import Sampler, pick_all
 from backends.glm.step import Step, TextModel
 from backends.glm.stock import StockText
-from backends.glm.types import Drawn, Pixels
+from backends.glm.types import Drawn
+from backends.glm.vision import Encoder, LeanVision, StockVision, claims_vision
 
 
 class Generation:
     """One request's state: its rows, its place in the prompt, its next position, its sampler."""
 
-    def __init__(self, job: Job, *, place: int, features: Any | None) -> None:
+    def __init__(self, job: Job, *, place: int, computed: int) -> None:
         prompt = job.prompt
         self.ids = prompt.ids
         self.place = place
-        self.computed = 0
+        self.computed = computed
         self.last = -1
         self.sampler = Sampler(job.sampling, prompt.ids, job.constraint)
         self.positions, self.delta = rope_positions(prompt)
-        self.features = features
-        self.pictured = np.flatnonzero(prompt.token_types) if prompt.pixels else None
+        # Places of pictures that are not in the cache yet, in the order of their features.
+        self.pictured = np.empty(0, np.int64)
+        self.sight: Sight | None = None
+        self._features: Any | None = None
 
     @property
     def decoding(self) -> bool:
         """The prompt is read."""
         return self.computed >= len(self.ids)
+
+    def features(self, low: int, high: int) -> Any:
+        """Of the pictured places low to high."""
+        if self._features is None and self.sight is not None:
+            self._features = self.sight.features
+        if self._features is None:
+            raise RuntimeError("a prompt is read before its pictures are encoded")
+        return self._features[low:high]
 
 
 class Runner:
@@ -55,33 +69,76 @@ class Runner:
         rows: int,
         row_tokens: int,
         make: Maker | None = None,
+        kept_blocks: int = 0,
+        kept_bytes: int = 0,
     ) -> None:
-        """`make`: how matrices are held (see `linears`); None: as the checkpoint has them, and the
-        model stays usable by others."""
+        """`kept_blocks`: of prompts, `kept_bytes`: of encoded pictures to remember; `make`: how
+        matrices are held (see `linears`); None: as the checkpoint has them, and the model stays
+        usable by others."""
         self.model = model
         self.device = device
-        self._shape = kv_shape(model, rows=rows, row_tokens=row_tokens)
+        self._shape = kv_shape(
+            model, rows=rows, row_tokens=row_tokens, spare_tokens=kept_blocks * BLOCK
+        )
         self._dtype = model.dtype
         self._cache = KvCache(self._shape, dtype=self._dtype, device=device)
         self.lean = claims(model)
-        self._text: TextModel = (
-            LeanText(model, make or MatrixMaker()) if self.lean else StockText(model)
+        make = make or MatrixMaker()
+        self._text: TextModel = LeanText(model, make) if self.lean else StockText(model)
+        seen = self.lean and claims_vision(model)
+        encoder: Encoder = LeanVision(model, make) if seen else StockVision(model)
+        self._eyes = Eyes(encoder, kept_bytes=kept_bytes)
+
+    def open(
+        self,
+        job: Job,
+        row: int,
+        blocks: Sequence[int] = (),
+        told: Callable[[Exception | None], None] = lambda _: None,
+    ) -> Opened:
+        """See `model.Runner`."""
+        place = row * self._shape.row_tokens
+        generation = Generation(job, place=place, computed=len(blocks) * BLOCK)
+        if blocks:
+            own = range(place, place + generation.computed, BLOCK)
+            self._copy([self._kept_place(block) for block in blocks], own)
+        return Opened(generation, self._look(generation, job, told))
+
+    def keep(self, generation: Generation, blocks: Sequence[tuple[int, int]]) -> None:
+        """See `model.Runner`."""
+        self._copy(
+            [generation.place + index * BLOCK for index, _ in blocks],
+            [self._kept_place(block) for _, block in blocks],
         )
 
-    def open(self, job: Job, row: int) -> Generation:
-        """A generation that has done no work yet; its cache begins at this row."""
-        features = None
-        if job.prompt.pixels is not None:
-            with torch.inference_mode():
-                features = self._see(job.prompt.pixels)
-        return Generation(job, place=row * self._shape.row_tokens, features=features)
+    def pictures(self) -> tuple[int, int]:
+        """See `model.Runner`."""
+        return self._eyes.asked, self._eyes.remembered
 
-    def _see(self, pixels: Pixels) -> Any:
-        output = self.model.model.visual(
-            torch.from_numpy(pixels.values).to(self.device, self._dtype),
-            grid_thw=torch.from_numpy(pixels.grid).to(self.device),
+    def _look(
+        self, generation: Generation, job: Job, told: Callable[[Exception | None], None]
+    ) -> bool:
+        """Ask for the features of pictures that are still to be read; whether they are there."""
+        pixels = job.prompt.pixels
+        if pixels is None:
+            return True
+        places = np.flatnonzero(job.prompt.token_types)
+        ends = np.cumsum(pixels.tokens)
+        read = int((places[ends - 1] < generation.computed).sum())
+        generation.pictured = places[int(ends[read - 1]) if read else 0 :]
+        if read == len(ends):
+            return True
+        generation.sight = self._eyes.look(pixels.pictures[read:], job.tenant, told)
+        return generation.sight.features is not None
+
+    def _kept_place(self, block: int) -> int:
+        return self._shape.tokens + block * BLOCK
+
+    def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        within = torch.arange(BLOCK, device=self.device)
+        self._cache.copy(
+            *((self._tensor(starts)[:, None] + within).flatten() for starts in (sources, targets))
         )
-        return output.pooler_output
 
     def step(self, work: Sequence[tuple[Generation, int]]) -> list[Drawn | None]:
         """One forward pass over so many further tokens of each; what was drawn for each, None
@@ -103,6 +160,8 @@ class Runner:
 
     def close(self, generation: Generation) -> None:
         """It is over: nothing of it stays in its rows."""
+        if generation.sight is not None:
+            self._eyes.forget(generation.sight)
         self._cache.clear(generation.place, generation.computed)
 
     def _assemble(
@@ -126,9 +185,9 @@ class Runner:
         for i in chunks:
             generation, tokens = work[i]
             start, end = generation.computed, generation.computed + tokens
-            if generation.pictured is not None and generation.features is not None:
-                low, high = np.searchsorted(generation.pictured, (start, end))
-                features.append(generation.features[low:high])
+            low, high = np.searchsorted(generation.pictured, (start, end))
+            if low < high:
+                features.append(generation.features(low, high))
                 feature_at.append(generation.pictured[low:high] - start + len(ids))
             ids += generation.ids[start:end]
             places += range(generation.place + start, generation.place + end)
@@ -147,10 +206,10 @@ class Runner:
         )
 
     def _tensor(self, values: Any) -> Any:
-        return torch.as_tensor(values, dtype=torch.int64).to(self.device)
+        return torch.as_tensor(np.asarray(values, np.int64)).to(self.device)
 
 
-def kv_shape(model: Any, *, rows: int, row_tokens: int) -> KvShape:
+def kv_shape(model: Any, *, rows: int, row_tokens: int, spare_tokens: int = 0) -> KvShape:
     """The cache that this model needs."""
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
@@ -160,6 +219,7 @@ def kv_shape(model: Any, *, rows: int, row_tokens: int) -> KvShape:
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         rows=rows,
         row_tokens=row_tokens,
+        spare_tokens=spare_tokens,
     )
 
 

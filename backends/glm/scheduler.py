@@ -15,7 +15,7 @@ arrival.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # section 4.1 of the paper
@@ -157,12 +157,15 @@ class Scheduler:
             self.rows.free(entry.first_row, entry.kv_tokens)
         self._counters.leave(entry.tenant)
 
-    def start(self) -> Entry | None:
-        """The next one that may run, rows allotted; None when nobody fits."""
+    def start(self, held: Callable[[Entry], bool] = lambda _: False) -> Entry | None:
+        """The next one that may run, rows allotted; None when nobody fits. `held`: who is better
+        off starting later."""
         if len(self.running) >= self.slots:
             return None
         passed: list[Entry] = []
         for entry in sorted(self.waiting, key=self._rank):
+            if held(entry):
+                continue
             first = self.rows.take(entry.kv_tokens)
             if first is not None:
                 for other in passed:
@@ -176,6 +179,11 @@ class Scheduler:
                 return None  # it goes next, as soon as enough rows are free
             passed.append(entry)
         return None
+
+    def found(self, entry: Entry, tokens: int) -> None:
+        """So much of a prompt that has just started need not be read: it is not charged either."""
+        entry.computed = tokens
+        self._counters.add(entry.tenant, -PROMPT_WEIGHT * tokens)
 
     def plan(self) -> list[tuple[Entry, int]]:
         """Who takes part in the next step, and with how many tokens each."""

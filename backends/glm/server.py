@@ -18,8 +18,8 @@ import structlog
 from aiohttp import web
 
 from backends.glm.choices import Choice, Naming
-from backends.glm.engine import Failed, Finished, Progress
 from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
+from backends.glm.events import Failed, Finished, Progress
 from backends.glm.replies import DONE, ReplyHead, sse, timings
 from backends.glm.report import LoadReporter
 from backends.glm.service import Conversation, Service

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from backends.glm.engine import Engine, Event, Job, Ticket
+from backends.glm.engine import Engine
 from backends.glm.errors import WorkerUnavailable
+from backends.glm.events import Event, Job, Ticket
 from backends.glm.prepare import Prepared, Preparer
 from backends.glm.prompt import PromptBuilder
 from backends.glm.protocol import ChatRequest

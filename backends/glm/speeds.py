@@ -13,7 +13,9 @@ RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
     """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
-    request, and of all together. `kv_tokens_used`: entries allotted to running requests."""
+    request, and of all together. `kv_tokens_used`: entries allotted to running requests. The last
+    four count since the start: tokens of prompts and those of them that were not read again,
+    pictures and those that were not encoded again."""
 
     slots: int = 0
     running: int = 0
@@ -24,6 +26,10 @@ class EngineLoad:
     prefill_tokens_per_s: float = 0.0
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    pictures: int = 0
+    cached_pictures: int = 0
 
 
 @dataclass(slots=True)

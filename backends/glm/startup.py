@@ -14,8 +14,9 @@ import transformers
 from PIL import Image
 
 from backends.glm.capacity import Capacity, capacity
-from backends.glm.engine import Engine, Event, Failed, Finished, Job
+from backends.glm.engine import Engine
 from backends.glm.errors import WorkerError
+from backends.glm.events import Event, Failed, Finished, Job
 from backends.glm.files import LoadError
 from backends.glm.linears import MatrixMaker
 from backends.glm.load import Checkpoint, load_checkpoint
@@ -23,6 +24,7 @@ from backends.glm.memory import host_free_bytes
 from backends.glm.messages import ImagePart, Message, TextPart
 from backends.glm.options import Options
 from backends.glm.output import Output
+from backends.glm.prefix import BLOCK
 from backends.glm.preflight import ensure_fits
 from backends.glm.protocol import ChatRequest
 from backends.glm.runner import Runner, kv_token_bytes
@@ -63,6 +65,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         max_model_len=longest,
         prompts=replace(checkpoint.prompts, max_model_len=longest),
     )
+    kept_blocks = room.kept_tokens // BLOCK
     engine = Engine(
         Runner(
             checkpoint.model,
@@ -70,11 +73,14 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
             rows=room.rows,
             row_tokens=room.row_tokens,
             make=MatrixMaker(consume=True),
+            kept_blocks=kept_blocks,
+            kept_bytes=room.kept_bytes,
         ),
         scheduler=Scheduler(
             rows=Rows(room.rows, room.row_tokens), slots=room.slots, step_tokens=room.step_tokens
         ),
         queue_limit=options.queue,
+        kept_blocks=kept_blocks,
         on_change=on_change,
     )
     engine.start()

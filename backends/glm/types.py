@@ -18,11 +18,34 @@ Thinking = Literal["model", "open", "closed"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pixels:
     """Encoder input. `values`: float32 (patches of all pictures, patch values); `grid`: int64
-    (pictures, 3) as frames, rows, columns of patches; `tokens`: prompt tokens of each picture."""
+    (pictures, 3) as frames, rows, columns of patches; `tokens`: prompt tokens of each picture;
+    `keys`: a hash of each picture's content."""
 
     values: np.ndarray[Any, np.dtype[np.float32]]
     grid: np.ndarray[Any, np.dtype[np.int64]]
     tokens: tuple[int, ...]
+    keys: tuple[bytes, ...]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """One by one."""
+        ends = self.grid.prod(axis=1).cumsum().tolist()
+        return [
+            Picture(key=key, values=self.values[start:end], grid=(t, h, w), tokens=tokens)
+            for key, start, end, (t, h, w), tokens in zip(
+                self.keys, [0, *ends], ends, self.grid.tolist(), self.tokens, strict=False
+            )
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One of them: its content's hash, patches, grid as above, and prompt tokens."""
+
+    key: bytes
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    grid: tuple[int, int, int]
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import queue
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from backends.glm.engine import Event, Job
+from backends.glm.events import Event, Job
 from backends.glm.load import Checkpoint
 from backends.glm.output import Output
 from backends.glm.protocol import parse_chat
-from backends.glm.runner import Runner
+from backends.glm.runner import Generation, Runner
 from backends.glm.types import Prompt, Sampling
 
 from .conftest import data_url, picture
@@ -81,11 +82,21 @@ def job(prompt: Prompt, sampling: Sampling = GREEDY, **fields: Any) -> Job:
     )
 
 
+def opened(runner: Runner, one: Job, row: int = 0, blocks: Sequence[int] = ()) -> Generation:
+    """A generation whose pictures are encoded."""
+    seen: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    made = runner.open(one, row, blocks, seen.put)
+    if not made.ready:
+        assert seen.get(timeout=20) is None
+    generation: Generation = made.generation
+    return generation
+
+
 def alone(
     runner: Runner, prompt: Prompt, steps: int, sampling: Sampling = GREEDY, *, row: int = 0
 ) -> list[int]:
     """What the runner draws for one request, its prompt read in one piece."""
-    generation = runner.open(job(prompt, sampling), row)
+    generation = opened(runner, job(prompt, sampling), row)
     found = []
     tokens = len(prompt.ids)
     for _ in range(steps):

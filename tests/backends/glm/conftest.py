@@ -15,9 +15,10 @@ import torch
 from aiohttp import web
 from PIL import Image
 
-from backends.glm.engine import Engine, Runner
+from backends.glm.engine import Engine
 from backends.glm.limits import Limits
 from backends.glm.load import Checkpoint, load_checkpoint
+from backends.glm.model import Runner
 from backends.glm.report import Changes, LoadReporter
 from backends.glm.server import make_app
 from backends.glm.service import Service, Serving

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from backends.glm.engine import Job
+from backends.glm.events import Job
+from backends.glm.model import Opened
+from backends.glm.prefix import BLOCK
 from backends.glm.scheduler import Rows, Scheduler
 from backends.glm.types import Drawn
 
@@ -30,7 +32,9 @@ class Script:
     def __init__(self, ids: Sequence[int], *, gated: bool = False, fail_at: int = -1) -> None:
         self.ids = ids
         self.fail_at = fail_at
-        self.steps = self.closed = 0
+        self.steps = self.closed = self.kept = 0
+        self.blind = False  # whether requests wait until the test calls what it finds in `told`
+        self.told: list[Callable[[Exception | None], None]] = []
         self.sizes: list[list[int]] = []
         self.entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0) if gated else None
@@ -39,8 +43,18 @@ class Script:
         assert self._gate is not None
         self._gate.release(steps)
 
-    def open(self, job: Job, row: int) -> Play:
-        return Play(len(job.prompt.ids))
+    def open(
+        self, job: Job, row: int, blocks: Sequence[int], told: Callable[[Exception | None], None]
+    ) -> Opened:
+        if self.blind:
+            self.told.append(told)
+        return Opened(Play(len(job.prompt.ids) - BLOCK * len(blocks)), ready=not self.blind)
+
+    def keep(self, generation: Play, blocks: Sequence[tuple[int, int]]) -> None:
+        self.kept += len(blocks)
+
+    def pictures(self) -> tuple[int, int]:
+        return 0, 0
 
     def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | None]:
         self.entered.release()

@@ -37,6 +37,14 @@ def test_a_row_is_no_longer_than_a_request_can_be() -> None:
     assert room(free=10**15).kv_tokens == SLOTS_CPU * 4096
 
 
+def test_what_is_remembered_is_a_share_of_the_cache() -> None:
+    made = room()
+    assert made.kept_tokens == made.kv_tokens // 8
+    assert 0 < made.kept_bytes < made.kv_tokens * 40_960 / 8
+    none = room(Asked(kept_tokens=0))
+    assert (none.kept_tokens, none.kept_bytes) == (0, 0)
+
+
 def test_the_operator_decides() -> None:
     made = room(Asked(slots=3, kv_tokens=300, step_tokens=7))
     assert (made.slots, made.rows, made.row_tokens, made.step_tokens) == (3, 3, 100, 7)

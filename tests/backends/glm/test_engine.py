@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from backends.glm.engine import ABORTED, Engine, Event, Failed, Finished, Job, Progress
+from backends.glm.engine import Engine
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
+from backends.glm.events import ABORTED, Event, Failed, Finished, Job, Progress
 from backends.glm.output import Output
 from backends.glm.types import Prompt, Sampling
 
@@ -42,9 +43,17 @@ class Inbox:
         return self._events.empty()
 
 
-def job(inbox: Inbox, *, max_tokens: int = 100, stops: tuple[str, ...] = ()) -> Job:
+def job(
+    inbox: Inbox,
+    *,
+    max_tokens: int = 100,
+    stops: tuple[str, ...] = (),
+    prompt: Prompt = PROMPT,
+    tenant: str = "",
+) -> Job:
     return Job(
-        prompt=PROMPT,
+        prompt=prompt,
+        tenant=tenant,
         sampling=Sampling(),
         stop_ids=frozenset({STOP}),
         max_tokens=max_tokens,
@@ -61,12 +70,18 @@ class Bench:
         self.changes: queue.Queue[None] = queue.Queue()
 
     def start(
-        self, script: Script, queue_limit: int = 2, slots: int = 1, step_tokens: int = 4096
+        self,
+        script: Script,
+        queue_limit: int = 2,
+        slots: int = 1,
+        step_tokens: int = 4096,
+        kept_blocks: int = 0,
     ) -> Engine:
         engine = Engine(
             script,
             scheduler=scheduler(slots, row_tokens=128, step_tokens=step_tokens),
             queue_limit=queue_limit,
+            kept_blocks=kept_blocks,
             on_change=lambda: self.changes.put(None),
         )
         engine.start()
@@ -317,3 +332,69 @@ def test_what_never_fits_is_the_fault_of_who_submits_it(bench: Bench) -> None:
         engine.submit(ticket, job(Inbox(), max_tokens=1000))
     engine.abort(ticket)
     bench.counts(engine, 0, 0)
+
+
+def test_a_prompt_that_was_read_is_not_read_again(bench: Bench) -> None:
+    script = Script(b"abcdefgh")
+    engine = bench.start(script, kept_blocks=8)
+    long = Prompt(ids=list(range(40)), image_token_id=-1, pixels=None, thinking="closed")
+    ends = []
+    for prompt, tenant in ((long, "x"), (long, "x"), (long, "y")):
+        inbox = Inbox()
+        engine.submit(engine.admit(), job(inbox, max_tokens=2, prompt=prompt, tenant=tenant))
+        end = inbox.last()[1]
+        assert isinstance(end, Finished)
+        ends.append(end.cached_tokens)
+    assert ends == [0, 32, 0]
+    assert script.sizes == [[40], [1], [8], [1], [40], [1]]
+    assert (engine.load().prompt_tokens, engine.load().cached_tokens) == (120, 32)
+
+
+def test_the_next_turn_begins_with_the_last_one(bench: Bench) -> None:
+    engine = bench.start(Script(b"abcdefghijklmnopqrstuvw"), kept_blocks=8)
+    first, second = Inbox(), Inbox()
+    engine.submit(engine.admit(), job(first, max_tokens=23))  # 10 + 22 entries: two blocks
+    first.last()
+    ids = [*PROMPT.ids, *b"abcdefghijklmnopqrstuvw", 9, 9, 9]
+    turn = Prompt(ids=ids, image_token_id=-1, pixels=None, thinking="closed")
+    engine.submit(engine.admit(), job(second, max_tokens=1, prompt=turn))
+    end = second.last()[1]
+    assert isinstance(end, Finished)
+    assert end.cached_tokens == 32
+
+
+def test_equal_prompts_that_come_together_are_read_once(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine = bench.start(script, slots=3, queue_limit=9, kept_blocks=8)
+    long = Prompt(ids=list(range(70)), image_token_id=-1, pixels=None, thinking="closed")
+    inboxes = [Inbox() for _ in range(3)]
+    engine.submit(engine.admit(), job(Inbox(), max_tokens=1))
+    script.entered.acquire(timeout=WAIT_S)
+    for inbox in inboxes:
+        engine.submit(engine.admit(), job(inbox, max_tokens=2, prompt=long))
+    script.allow(10)
+    assert [inbox.last()[0] for inbox in inboxes] == ["ab"] * 3
+    assert script.sizes == [[10], [70], [1, 6, 6], [1, 1]]
+
+
+def test_who_waits_for_pictures_begins_when_they_are_seen(bench: Bench) -> None:
+    script = Script(b"ab")
+    script.blind = True
+    engine, seen, broken, gone = bench.start(script, slots=3), Inbox(), Inbox(), Inbox()
+    tickets = []
+    for inbox in (seen, broken, gone):
+        tickets.append(engine.admit())
+        engine.submit(tickets[-1], job(inbox, max_tokens=2))
+    bench.counts(engine, 3, 0)
+    engine.abort(tickets[2])
+    assert gone.last()[1] is ABORTED
+    while len(script.told) < 3:
+        bench.changes.get(timeout=WAIT_S)
+    script.told[1](RuntimeError("cannot look at this"))
+    end = broken.last()[1]
+    assert isinstance(end, Failed)
+    assert "cannot look" in end.detail
+    script.told[0](None)
+    assert seen.last()[0] == "ab"
+    bench.counts(engine, 0, 0)
+    assert script.closed == 3

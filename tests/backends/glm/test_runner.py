@@ -17,7 +17,7 @@ from backends.glm.runner import Generation, Runner
 from backends.glm.stock import StockText
 from backends.glm.types import Prompt, Sampling
 
-from .batches import agrees, alone, generated, job, prompt_for
+from .batches import agrees, alone, generated, job, opened, prompt_for
 from .conftest import picture
 
 STEPS = 16
@@ -120,7 +120,7 @@ def play(
                 rows = range(fits[0], fits[0] + need)
                 for row in rows:
                     free[row] = False
-                inside[i] = (runner.open(job(prompt), rows[0]), [], rows)
+                inside[i] = (opened(runner, job(prompt), rows[0]), [], rows)
         step += 1
         members = list(inside.items())
         if not members:
@@ -161,10 +161,10 @@ def test_the_cache_of_another_request_is_never_read(checkpoint: Checkpoint) -> N
     """A request that went wrong leaves nothing that others could meet, and nothing at all."""
     runner = runner_of(checkpoint)
     prompt, expected, ahead = known(checkpoint, 3)
-    spoilt = runner.open(job(prompt), 1)
+    spoilt = opened(runner, job(prompt), 1)
     runner.step([(spoilt, len(prompt.ids))])
     runner._cache._data[:, :, 256 : 256 + spoilt.computed].fill_(torch.nan)
-    beside, found = runner.open(job(prompt), 2), []
+    beside, found = opened(runner, job(prompt), 2), []
     for tokens in (len(prompt.ids), *(STEPS - 1) * [1]):
         _, drawn = runner.step([(spoilt, 1), (beside, tokens)])
         assert drawn is not None
@@ -174,7 +174,7 @@ def test_the_cache_of_another_request_is_never_read(checkpoint: Checkpoint) -> N
         runner.close(generation)
     assert not runner._cache._data.any()
     wrong = Runner(checkpoint.model, checkpoint.device, rows=1, row_tokens=256)
-    generation = wrong.open(job(prompt), 0)
+    generation = opened(wrong, job(prompt), 0)
     wrong.step([(generation, len(prompt.ids) - 1)])
     wrong._cache._data[:, :, 4].fill_(1e4)  # a positive control: one entry of its own spoilt
     (drawn,) = wrong.step([(generation, 1)])
@@ -208,7 +208,7 @@ def test_a_seed_repeats_a_drawn_answer(checkpoint: Checkpoint) -> None:
 def test_a_failed_step_leaves_everything_as_it_was(checkpoint: Checkpoint) -> None:
     runner = runner_of(checkpoint)
     prompt, expected, ahead = known(checkpoint, 0)
-    generation = runner.open(job(prompt), 0)
+    generation = opened(runner, job(prompt), 0)
     text: Any = runner._text
     runner._text = None  # type: ignore[assignment]
     with pytest.raises(AttributeError):

@@ -9,7 +9,7 @@ import torch
 from backends.glm.runner import Runner
 from backends.glm.types import Prompt
 
-from .batches import agrees, generated, job
+from .batches import agrees, generated, job, opened
 from .test_lean import model_of
 
 
@@ -24,7 +24,7 @@ def test_a_mixture_of_experts_in_one_batch_equals_generate() -> None:
     prompts = [prompt([5, 6, 7]), prompt(list(range(20))), prompt([9])]
     runner = Runner(model, torch.device("cpu"), rows=4, row_tokens=40)
     assert not runner.lean
-    inside = [runner.open(job(p), row) for p, row in zip(prompts, (0, 1, 3), strict=True)]
+    inside = [opened(runner, job(p), row) for p, row in zip(prompts, (0, 1, 3), strict=True)]
     found: list[list[int]] = [[], [], []]
     for _ in range(24):
         work = [(g, 1 if g.decoding else min(7, len(g.ids) - g.computed)) for g in inside]

@@ -1,0 +1,73 @@
+"""What the engine is given and what it answers: jobs, tickets, and the events of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from backends.glm.deltas import Delta
+from backends.glm.output import Output
+from backends.glm.types import Constraint, Prompt, Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """New text."""
+
+    deltas: list[Delta]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The last event of a good generation. `completion_tokens` counts every generated token, the
+    stop token too; `cached_tokens` those of the prompt that were not read again; times are
+    milliseconds, queue and first token counted from admission."""
+
+    deltas: list[Delta]
+    reason: FinishReason
+    completion_tokens: int
+    reasoning_tokens: int
+    queue_ms: int
+    ttft_ms: int
+    slot_ms: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a broken generation. `aborted`: nothing broke, the ticket was given up."""
+
+    detail: str
+    aborted: bool = False
+
+
+Event = Progress | Finished | Failed
+ABORTED = Failed("aborted", aborted=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What to generate and where to report. `emit` is called from the engine's thread; `tenant`:
+    whose turn and whose cached prefixes it shares; `priority`: lower goes first."""
+
+    prompt: Prompt
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    max_tokens: int
+    output: Output
+    emit: Callable[[Event], None]
+    constraint: Constraint | None = None
+    tenant: str = ""
+    priority: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the engine, from admission to the end."""
+
+    admitted_s: float
+    aborted: bool = False
+    live: bool = True
