@@ -79,7 +79,7 @@ $(STAMP): requirements.lock pyproject.toml
 		echo '  sudo apt-get install python3-venv'; exit 1; }
 	@echo 'Installing into $(VENV): locked packages, then $(TORCH) (a few minutes, once)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
@@ -88,14 +88,17 @@ $(STAMP): requirements.lock pyproject.toml
 
 # One for this folder and two that are parts of it, for the images. Resolved anew only here.
 LOCKER := build/locker
+# Torch is resolved as installed here, and left out of what is written, with all that only it needs.
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(LOCKER)/bin/pip-compile --quiet --generate-hashes \
-	--allow-unsafe --strip-extras --no-annotate --no-emit-options --no-emit-index-url \
+	-c build/torch.txt --unsafe-package torch --strip-extras --no-annotate --no-emit-options --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host
 
 lock: ## resolve the dependencies anew and write the three locks
 	@test -x $(LOCKER)/bin/pip-compile || { $(PYTHON) -m venv $(LOCKER) && \
 		$(LOCKER)/bin/python -m pip install --quiet 'pip-tools>=7.5'; }
+	@echo '$(firstword $(TORCH))' > build/torch.txt
 	$(COMPILE) --extra embedded --extra test pyproject.toml requirements.in -o requirements.lock
 	@sed -n 's/^\([a-zA-Z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock > build/versions.txt
 	$(COMPILE) -c build/versions.txt pyproject.toml deploy/gateway.in -o deploy/gateway.lock
 	$(COMPILE) -c build/versions.txt pyproject.toml requirements.in -o deploy/worker.lock
+	@sed -i '/^# WARNING: The following packages were not pinned/,$$d' requirements.lock deploy/*.lock
