@@ -86,6 +86,7 @@ def facts_of(
         output_tokens_likely=gateway.world.likely_output_tokens(name, output_max),
         output_tokens_tight=shorter if wish is None else 0,
         output_tokens_first=shorter,
+        choices=chat.n or 1,
         deadline_ms=_deadline(headers.getall("x-yuzui-deadline-ms", ())),
         slo=principal.slo,
         stream=bool(chat.stream),

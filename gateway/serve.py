@@ -77,7 +77,7 @@ class _Attempts:
         for number, attempt in enumerate(attempts):
             # Counted from here on: whoever decides while we reserve must see that we are coming.
             with self._gateway.world.sending(
-                attempt, facts.prompt_tokens_likely, facts.output_tokens_likely
+                attempt, facts.prompt_tokens_likely, facts.choices * facts.output_tokens_likely
             ):
                 run = await self._reserve(number, attempt)
                 if run is None:

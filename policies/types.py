@@ -134,8 +134,9 @@ class Facts(Value, frozen=True, kw_only=True):
     remote_images: int = 0  # pictures named by a URL that somebody must fetch
     prompt_tokens_max: int  # an upper bound for text, without pictures
     prompt_tokens_likely: int  # the same as an estimate, for latency
-    output_tokens_max: int  # clamped; also what is sent upstream
-    output_tokens_likely: int
+    output_tokens_max: int  # of one answer, clamped; also what is sent upstream
+    output_tokens_likely: int  # of one answer
+    choices: int = 1  # answers wanted, each of which may be that long
     # what will do when money is short and the caller set no limit; 0: nothing less than the above
     output_tokens_tight: int = 0
     # for how many a local stream holds money at first: its hold grows; 0: for all

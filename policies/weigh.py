@@ -214,7 +214,7 @@ def _weigh_cloud(
             rules.prices,
             cloud.model,
             prompt_tokens_max=facts.prompt_tokens_max + images,
-            output_tokens_max=min(output_tokens, cloud.traits.output_tokens_max),
+            output_tokens_max=facts.choices * min(output_tokens, cloud.traits.output_tokens_max),
         ).nano
 
     try:
@@ -246,13 +246,14 @@ def _fits(facts: Facts, traits: ModelTraits, image_tokens: int) -> bool:
 def _local_hold(
     facts: Facts, worker: WorkerState, image_tokens: int, rules: Rules, output_tokens: int
 ) -> int:
-    """Upper bound of a local answer's cost in nano-CNY: slot time at a third of the known pace."""
+    """Upper bound of a local answer's cost in nano-CNY: slot time at a third of the known pace, for
+    each of the answers that are wanted."""
     decode = worker.decode_tokens_per_s or latency.DECODE_TOKENS_PER_S
     prefill = worker.prefill_tokens_per_s or latency.PREFILL_TOKENS_PER_S
     predicted_s = (facts.prompt_tokens_max + image_tokens) / prefill
     predicted_s += output_tokens / decode
     bound_s = min(LOCAL_HOLD_FACTOR * predicted_s, rules.local_total_s)
-    return slot_cost(rules, worker.slots, slot_ms=int(1000 * bound_s) + 1)
+    return slot_cost(rules, worker.slots, slot_ms=facts.choices * int(1000 * bound_s) + 1)
 
 
 def slot_cost(rules: Rules, slots: int, slot_ms: int) -> int:

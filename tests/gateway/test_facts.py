@@ -318,3 +318,7 @@ def test_bounds_on_the_output(
     assert (
         found.output_tokens_max, found.output_tokens_tight, found.output_tokens_first
     ) == bounds  # fmt: skip
+
+
+def test_every_answer_that_is_wanted_counts() -> None:
+    assert (facts().choices, facts(n=1).choices, facts(n=5).choices) == (1, 1, 5)

@@ -14,6 +14,7 @@ from policies.weigh import (
     local_image_tokens,
     slot_cost,
     weigh_clouds,
+    weigh_workers,
 )
 from tests.policies.builders import (
     CARD,
@@ -24,6 +25,7 @@ from tests.policies.builders import (
     facts,
     rules,
     snapshot,
+    worker,
 )
 
 
@@ -63,6 +65,21 @@ def test_a_cloud_hold_covers_the_pictures_and_what_the_model_can_say() -> None:
     assert remote == 2 * 5_120 * 100
     longest = _cloud_hold(output_tokens_max=60_000).hold_nano
     assert longest == 200 * 100 + TRAITS.output_tokens_max * 1_000
+
+
+def test_a_hold_covers_every_answer_that_is_asked_for() -> None:
+    assert _cloud_hold(choices=3).hold_nano == 200 * 100 + 3 * 1_000 * 1_000
+    longest = _cloud_hold(choices=3, output_tokens_max=60_000).hold_nano
+    assert longest == 200 * 100 + 3 * TRAITS.output_tokens_max * 1_000
+
+    def local_hold(choices: int) -> int:
+        asked = facts(choices=choices)
+        world = snapshot(worker())
+        funds = funds_of(asked, Site.LOCAL, world)
+        (found,) = weigh_workers(asked, rules().routes["glm"], world, funds, rules())
+        return found.hold_nano
+
+    assert local_hold(4) == pytest.approx(4 * local_hold(1), rel=1e-3)
 
 
 def test_pictures_that_nobody_sends_cost_nothing() -> None:
