@@ -34,11 +34,12 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A function that may be called. `spec` is the caller's whole object, for the prompt;
-    `parameters`: the JSON Schema of its arguments."""
+    `parameters`: the JSON Schema of its arguments; `strict`: calls are held to it."""
 
     name: str
     spec: dict[str, Any]
     parameters: dict[str, Any]
+    strict: bool = False
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +190,8 @@ def _tool(tool: dict[str, Any], where: str) -> Tool:
             "`function.parameters` must be a JSON Schema object.",
             param=f"{where}.function.parameters",
         )
-    return Tool(name=name, spec=tool, parameters=parameters or {})
+    strict = function.get("strict") is True
+    return Tool(name=name, spec=tool, parameters=parameters or {}, strict=strict)
 
 
 def _forced(

@@ -73,6 +73,11 @@ class AnswerConstraint:
             mask[self._think_ids[0]] = True
         return mask
 
+    @property
+    def over(self) -> bool:
+        """The form is complete and nothing can follow it."""
+        return self._phase == "form" and bool(self._matcher.is_stopped())
+
     def accept(self, token_id: int) -> None:
         """This token came next."""
         if self._phase == "form":
@@ -81,6 +86,51 @@ class AnswerConstraint:
             self._phase = "form"
         else:
             self._phase = "thought"
+
+
+class StrictCalls:
+    """The mask of an answer that may call tools, some of which are strict (`types.Constraint`):
+    free text, and from `<tool_call>` to `</tool_call>` what the tool's schema allows."""
+
+    def __init__(
+        self,
+        inside: LLMatcher,
+        *,
+        width: int,
+        end_ids: frozenset[int],
+        call_id: int,
+        think_ids: tuple[int, int] | None,
+        thinking: Thinking,
+    ) -> None:
+        """`inside`: the grammar of one call, copied for each; `call_id`: that of `<tool_call>`."""
+        self._inside = inside
+        self._width = width
+        self._end_ids = end_ids
+        self._call_id = call_id
+        self._think_ids = think_ids
+        self._in_thought = thinking == "open"
+        self._call: AnswerConstraint | None = None
+
+    def allowed(self) -> Mask | None:
+        """None outside a call."""
+        return None if self._call is None else self._call.allowed()
+
+    def accept(self, token_id: int) -> None:
+        """This token came next."""
+        if self._call is not None:
+            self._call.accept(token_id)
+            if self._call.over:
+                self._call = None
+        elif self._think_ids is not None and token_id in self._think_ids:
+            self._in_thought = token_id == self._think_ids[0]
+        elif token_id == self._call_id and not self._in_thought:
+            self._call = AnswerConstraint(
+                self._inside.deep_copy(),
+                width=self._width,
+                stop_ids=self._end_ids,
+                think_ids=None,
+                phase="form",
+            )
 
 
 class Grammars:
@@ -109,17 +159,17 @@ class Grammars:
 
     def constraint(
         self, form: Form | None, tools: Tools, *, thinking: Thinking, begun: Sequence[int] = ()
-    ) -> AnswerConstraint | None:
+    ) -> AnswerConstraint | StrictCalls | None:
         """What an answer is held to, None if to nothing. `begun`: ids of the answer's beginning,
         where the prompt contains it already.
 
         Raises: WorkerError 400 that names the schema or pattern which cannot be followed.
         """
         rules = self._rules(form, tools)
-        if rules is None:
-            return None
         opened, closed = (self._tokenizer.control_id(t) for t in (THINK_OPEN, THINK_CLOSE))
         think_ids = None if opened is None or closed is None else (opened, closed)
+        if rules is None:
+            return self._strict_calls(tools, think_ids, thinking)
         phase: _Phase = "form"
         if think_ids is not None:
             phases: dict[Thinking, _Phase] = {"model": "open", "open": "thought", "closed": "form"}
@@ -139,6 +189,21 @@ class Grammars:
             stop_ids=self.end_ids,
             think_ids=think_ids,
             phase=phase,
+        )
+
+    def _strict_calls(
+        self, tools: Tools, think_ids: tuple[int, int] | None, thinking: Thinking
+    ) -> StrictCalls | None:
+        if self._call_ids is None or not any(tool.strict for tool in tools.offered):
+            return None
+        rules = "start: inside\n" + lark.of_call_inside(tools.offered, self._call_ids)
+        return StrictCalls(
+            self._matcher(rules, None, tools),
+            width=self.width,
+            end_ids=self.end_ids,
+            call_id=self._call_ids.call[0],
+            think_ids=think_ids,
+            thinking=thinking,
         )
 
     def _rules(self, form: Form | None, tools: Tools) -> str | None:

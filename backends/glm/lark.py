@@ -39,12 +39,30 @@ def of_form(form: Form) -> str:
 
 def of_calls(tools: Sequence[Tool], ids: CallIds, *, parallel: bool) -> str:
     """The rule `calls`: one call of one of the tools, or several after one another."""
-    names = [f"call_{i}" for i in range(len(tools))]
     more = ' ("\\n" call)*' if parallel else ""
-    lines = [f"calls: call{more}", "call: " + " | ".join(names)]
-    for name, tool in zip(names, tools, strict=True):
-        lines += _of_tool(name, tool, ids)
+    lines = [f"calls: call{more}", f"call: <[{ids.call[0]}]> inside", *_of_tools(tools, ids)]
     return "\n".join(lines) + "\n"
+
+
+def of_call_inside(tools: Sequence[Tool], ids: CallIds) -> str:
+    """The rule `inside`: what follows `<tool_call>`. Arguments of a tool that is not strict are
+    free."""
+    return "\n".join(_of_tools(tools, ids, free=True)) + "\n"
+
+
+def _of_tools(tools: Sequence[Tool], ids: CallIds, *, free: bool = False) -> Iterator[str]:
+    names = [f"call_{i}" for i in range(len(tools))]
+    yield "inside: " + " | ".join(names)
+    for name, tool in zip(names, tools, strict=True):
+        if tool.strict or not free:
+            yield from _of_tool(name, tool, ids)
+        else:
+            head = json.dumps(tool.name)
+            yield f'{name}: {head} "\\n"? {name}_argument* <[{ids.call[1]}]>'
+            yield (
+                f'{name}_argument: <[{ids.key[0]}]> /(?s:.)+/ <[{ids.key[1]}]> "\\n"? '
+                f'<[{ids.value[0]}]> /(?s:.)*/ <[{ids.value[1]}]> "\\n"?'
+            )
 
 
 def _of_tool(name: str, tool: Tool, ids: CallIds) -> Iterator[str]:
@@ -74,7 +92,7 @@ def _of_tool(name: str, tool: Tool, ids: CallIds) -> Iterator[str]:
         )
         arguments += f" {written}" if key in required else f" ({written})?"
     head = json.dumps(tool.name + "\n")
-    yield f"{name}: <[{ids.call[0]}]> {head}{arguments} <[{ids.call[1]}]>"
+    yield f"{name}: {head}{arguments} <[{ids.call[1]}]>"
     yield from rules
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backends.glm import grammar
 from backends.glm.errors import WorkerError
 from backends.glm.forms import Form, StructuredOutputs, Tools, read_form, read_tools
-from backends.glm.grammar import AnswerConstraint, Grammars
+from backends.glm.grammar import AnswerConstraint, Grammars, StrictCalls
 from backends.glm.load import Checkpoint
 from backends.glm.sampling import Sampler, pick_all
 from backends.glm.types import Sampling, Thinking
@@ -43,7 +43,7 @@ def regex(pattern: str) -> Form:
 
 def random_ids(
     grammars: Grammars,
-    constraint: AnswerConstraint,
+    constraint: AnswerConstraint | StrictCalls,
     *,
     seed: int = 0,
     length: int = LENGTH,
@@ -53,7 +53,8 @@ def random_ids(
     short tokens that close things, since noise alone rarely ends a string."""
     sampler = Sampler(Sampling(seed=seed), [], constraint)
     generator = torch.Generator().manual_seed(seed)
-    closers = [i for i in range(256) if grammars._tokenizer.bytes_of(i) in (b'"', b"}", b"]", b",")]
+    closing = [b'"', b"}", b"]", b",", b"</arg_key>", b"</arg_value>", b"</tool_call>"]
+    closers = [i for i in range(grammars.width) if grammars._tokenizer.bytes_of(i) in closing]
     ids: list[int] = []
     for _ in range(length):
         logits = torch.randn(1, grammars.width, generator=generator) * 3
@@ -248,6 +249,52 @@ def test_a_form_or_calls_where_the_model_may_choose(grammars: Grammars) -> None:
     tools = read_tools([NOW], "auto", parallel=False)
     drawn = {answer(grammars, regex("yes"), tools, seed=seed) for seed in range(30)}
     assert drawn == {"yes", "<tool_call>now\n</tool_call>"}
+
+
+def test_calls_of_a_strict_tool_are_held_to_its_schema(grammars: Grammars) -> None:
+    """The text around them is free, and so are the arguments of a tool that is not strict."""
+    strict = {**BOOK, "function": {**BOOK["function"], "strict": True}}
+    tools = read_tools([strict, NOW], "auto", parallel=None)
+    opened = grammars._tokenizer.control_id("<tool_call>")
+    assert opened is not None
+    for seed in range(12):
+        constraint = grammars.constraint(None, tools, thinking="closed")
+        assert isinstance(constraint, StrictCalls)
+        for token_id in grammars._tokenizer.encode_plain("Let me"):
+            assert constraint.allowed() is None
+            constraint.accept(token_id)
+        calls = []
+        for number in range(2):  # each call begins anew
+            constraint.accept(opened)
+            ids = [opened]
+            while constraint.allowed() is not None and len(ids) < LENGTH:
+                (token_id,), ended = random_ids(
+                    grammars, constraint, seed=seed + len(ids), length=1
+                )
+                assert not ended  # a call cannot be left open
+                ids.append(token_id)
+            assert constraint.allowed() is None, text_of(grammars, ids)
+            assert number == len(calls)
+            calls.append(text_of(grammars, ids))
+        for text in calls:
+            assert CALL.fullmatch(text) or text.startswith("<tool_call>now"), text
+
+
+def test_a_call_in_a_thought_is_a_thought(grammars: Grammars) -> None:
+    strict = {**BOOK, "function": {**BOOK["function"], "strict": True}}
+    tools = read_tools([strict], None, None)
+    think, close, opened = (
+        grammars._tokenizer.control_id(t) for t in ("<think>", "</think>", "<tool_call>")
+    )
+    for thinking, first in (("open", ()), ("model", (think,))):
+        constraint = grammars.constraint(None, tools, thinking=thinking)  # type: ignore[arg-type]
+        assert constraint is not None
+        for token_id in (*first, opened):
+            constraint.accept(token_id)  # type: ignore[arg-type]
+        assert constraint.allowed() is None
+        for token_id in (close, opened):
+            constraint.accept(token_id)  # type: ignore[arg-type]
+        assert constraint.allowed() is not None
 
 
 def test_without_form_and_force_nothing_is_masked(grammars: Grammars) -> None:

@@ -34,8 +34,9 @@ def test_a_call_is_written_as_the_template_writes_it() -> None:
     tools = read_tools([{"type": "function", "function": function}], "required", None)
     assert of_calls(tools.offered, IDS, parallel=True).splitlines() == [
         'calls: call ("\\n" call)*',
-        "call: call_0",
-        'call_0: <[1]> "f\\n"'
+        "call: <[1]> inside",
+        "inside: call_0",
+        'call_0: "f\\n"'
         ' <[3]> "a" <[4]> "\\n" <[5]> call_0_0 <[6]> "\\n"'
         ' (<[3]> "b" <[4]> "\\n" <[5]> call_0_1 <[6]> "\\n")?'
         ' <[3]> "undescribed" <[4]> "\\n" <[5]> call_0_3 <[6]> "\\n" <[2]>',
