@@ -115,6 +115,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     raw: bytes
     has_delta: bool = False  # carries text, reasoning or a tool call
     finish_reason: str | None = None
+    finished: tuple[int, ...] = ()  # indices of the choices that end with this event
     usage: Usage | None = None
     choices_empty: bool = False  # a usage-only chunk
     done: bool = False  # data: [DONE]

@@ -41,6 +41,7 @@ class _Delta(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
     delta: _Delta | None = None
     finish_reason: str | None = None
 
@@ -147,11 +148,20 @@ def read_event(raw: bytes) -> Event:
         return Event(raw=raw, usage=usage, choices_empty=True)
     has_delta = False
     finish_reason = None
+    finished: tuple[int, ...] = ()
     for choice in choices:
-        finish_reason = choice.finish_reason or finish_reason
+        if choice.finish_reason:
+            finish_reason = choice.finish_reason
+            finished += (choice.index,)
         if not has_delta and (delta := choice.delta) is not None:
             has_delta = _carries(delta)
-    return Event(raw=raw, has_delta=has_delta, finish_reason=finish_reason, usage=usage)
+    return Event(
+        raw=raw,
+        has_delta=has_delta,
+        finish_reason=finish_reason,
+        finished=finished,
+        usage=usage,
+    )
 
 
 def read_body(body: bytes) -> tuple[Usage | None, str | None]:

@@ -66,14 +66,18 @@ class OpenAIHttpBackend:
         except BaseException:
             await wire.close()
             raise
-        return HttpReply(wire, began_s, self._clock)
+        return HttpReply(wire, began_s, self._clock, choices=call.chat.n or 1)
 
 
 class HttpReply:
     """An open answer of an OpenAI-compatible engine. See `backends.base.Reply`."""
 
-    def __init__(self, wire: Wire, began_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, wire: Wire, began_s: float, clock: Callable[[], float], *, choices: int = 1
+    ) -> None:
+        """`choices`: answers that were asked for; each takes a slot."""
         self._wire = wire
+        self._choices = choices
         self._began_s = began_s
         self._clock = clock
 
@@ -85,7 +89,7 @@ class HttpReply:
 
     def events(self) -> AsyncIterator[list[Event]]:
         """Batches of events in order. Raises Failure, after the events that came before it."""
-        return batches(self._wire, self._read, whose="the engine")
+        return batches(self._wire, self._read, whose="the engine", choices=self._choices)
 
     async def close(self) -> None:
         """Keeps the connection when the answer was read to its end, else cuts it."""
@@ -94,7 +98,7 @@ class HttpReply:
     def _timed(self, usage: Usage | None) -> Usage | None:
         if usage is None or usage.slot_ms:
             return usage
-        measured_ms = max(1, round((self._clock() - self._began_s) * 1000))
+        measured_ms = max(1, round((self._clock() - self._began_s) * 1000)) * self._choices
         return msgspec.structs.replace(usage, slot_ms=measured_ms)
 
     def _read(self, raw: bytes) -> Event:

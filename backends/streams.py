@@ -10,26 +10,27 @@ from backends.sse import SseError, SseParser
 
 
 async def batches(
-    wire: Wire, read: Callable[[bytes], Event], *, whose: str
+    wire: Wire, read: Callable[[bytes], Event], *, whose: str, choices: int = 1
 ) -> AsyncIterator[list[Event]]:
     """Batches of events in order, one batch for each read of the socket.
 
     read:  one raw event -> Event, or raises the Failure that it means
     whose: who sends, for messages: "the engine", "the cloud"
+    choices: how many answers were asked for
 
-    Raises Failure, after the events that came before it. A stream without a finish reason is
-    broken even if it says [DONE]: its answer may be half.
+    Raises Failure, after the events that came before it. A stream without a finish reason for each
+    of its choices is broken even if it says [DONE]: an answer may be half.
     """
     parser = SseParser()
-    finished = False
+    finished: set[int] = set()
     async for data in wire.chunks():
         batch: list[Event] = []
         failure: Failure | None = None
         try:
             for raw in parser.feed(data):
                 event = read(raw)
-                finished = finished or event.finish_reason is not None
-                if event.done and not finished:
+                finished.update(event.finished)
+                if event.done and len(finished) < choices:
                     raise broken(f"{whose}'s stream ended without a finish reason")
                 batch.append(event)
                 if event.done:
@@ -45,7 +46,7 @@ async def batches(
                 return
         if failure is not None:
             raise failure
-    if not finished or parser.pending:
+    if len(finished) < choices or parser.pending:
         raise broken(f"{whose}'s stream ended before its answer did")
 
 

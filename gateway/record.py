@@ -177,7 +177,7 @@ class Exchange:
                 self.facts.model,
                 ttft_ms=run.ttft_ms if self.facts.stream else None,
                 total_ms=elapsed_ms,
-                output_tokens=run.usage.completion_tokens if run.usage is not None else None,
+                output_tokens=self._each(run.usage) if run.usage is not None else None,
             )
         posted_nano = await self._post(run, row)
         self._cost_nano += posted_nano
@@ -197,10 +197,14 @@ class Exchange:
         """How long this answer was is a hint on the next one."""
         if run.usage is None:
             return
-        tokens = run.usage.completion_tokens
+        tokens = self._each(run.usage)
         limit = run.attempt.output_tokens_max or self.facts.output_tokens_max
         self._limited(run, tokens >= limit)
         self._gateway.history.saw(self.facts.tenant, self.facts.model, tokens, cut=tokens >= limit)
+
+    def _each(self, usage: Usage) -> int:
+        """Tokens of one answer, where several were asked for."""
+        return -(-usage.completion_tokens // self.facts.choices)
 
     def _limited(self, run: Run, cut: bool) -> None:
         if cut and run.limited_by is not None:

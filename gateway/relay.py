@@ -24,10 +24,12 @@ class Relay:
     """State of one relayed stream.
 
     wants_usage: the client asked for a usage chunk; otherwise the engine's is not passed on.
+    choices:     answers that were asked for
     """
 
-    def __init__(self, *, wants_usage: bool) -> None:
+    def __init__(self, *, wants_usage: bool, choices: int = 1) -> None:
         self._wants_usage = wants_usage
+        self._open = dict.fromkeys(range(choices))
         self._finish: Event | None = None
         self._usage_event: Event | None = None
         self._last = b""
@@ -52,6 +54,8 @@ class Relay:
                 self._finish = None
             if event.finish_reason is not None:
                 self.finish_reason = event.finish_reason
+                for index in event.finished:
+                    self._open.pop(index, None)
                 self._finish = event
                 continue
             self.deltas += event.has_delta
@@ -69,16 +73,18 @@ class Relay:
         return b"".join(last) + DONE
 
     def curtailed(self, note: Mapping[str, object]) -> bytes:
-        """The end of a stream that we end ourselves: a last chunk with finish_reason length, made
-        from the last one that came."""
+        """The end of a stream that we end ourselves: a last chunk with finish_reason length for
+        every answer that has not ended yet, made from the last one that came."""
         try:
             chunk = _members.decode(sse.data_of(self._last) or b"{}")
         except msgspec.DecodeError:
             chunk = {}
         chunk.pop("usage", None)
-        chunk["choices"] = msgspec.Raw(b'[{"index":0,"delta":{},"finish_reason":"length"}]')
+        ends = [{"index": i, "delta": {}, "finish_reason": "length"} for i in self._open]
+        chunk["choices"] = msgspec.Raw(msgspec.json.encode(ends))
         chunk["yuzui"] = msgspec.Raw(msgspec.json.encode(note))
-        return sse.encode(msgspec.json.encode(chunk)) + DONE
+        held = b"" if self._finish is None else self._finish.raw
+        return held + sse.encode(msgspec.json.encode(chunk)) + DONE
 
 
 def _silent(event: Event) -> bool:

@@ -204,9 +204,10 @@ class _Attempts:
         )
 
     async def _stream(self, reply: Reply, run: Run) -> web.StreamResponse:
-        relay = Relay(wants_usage=self._exchange.asked.wants_usage)
+        choices = self._exchange.facts.choices
+        relay = Relay(wants_usage=self._exchange.asked.wants_usage, choices=choices)
         ledger, rules = self._gateway.ledger, self._gateway.rules
-        async with TopUp(ledger, rules, run, cut=reply.close) as topup:
+        async with TopUp(ledger, rules, run, cut=reply.close, choices=choices) as topup:
             try:
                 await self._relay(reply, run, relay)
             except Failure:

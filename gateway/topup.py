@@ -26,15 +26,23 @@ class TopUp:
 
     cut: ends the stream (the reader then sees a broken one). `cut_by` says afterwards that it was
     us, and which budget had no room; `cut` alone: the books could not be reached in time.
+    choices: answers that are wanted, each of which takes a slot.
     """
 
     def __init__(
-        self, ledger: Ledger, rules: Rules, run: Run, cut: Callable[[], Awaitable[None]]
+        self,
+        ledger: Ledger,
+        rules: Rules,
+        run: Run,
+        cut: Callable[[], Awaitable[None]],
+        *,
+        choices: int = 1,
     ) -> None:
         self._ledger = ledger
         self._rules = rules
         self._run = run
         self._end = cut
+        self._choices = choices
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.cut = False
@@ -55,7 +63,7 @@ class TopUp:
     @property
     def _covered_ms(self) -> float:
         attempt = self._run.attempt
-        return slot_ms_of(self._rules, attempt.slots, attempt.hold_nano)
+        return slot_ms_of(self._rules, attempt.slots, attempt.hold_nano) / self._choices
 
     def _later(self, delay_ms: float) -> None:
         loop = asyncio.get_running_loop()

@@ -38,13 +38,15 @@ def charge(
 
     usage:      as the engine reported it; None when it reported none
     elapsed_ms: since the attempt was sent. A local slot was occupied no longer than that, so a
-                local attempt without a report is charged for it; the cloud may have worked ahead
-                of what reached us, so there the whole hold is posted until the bill is read.
+                local attempt without a report is charged for it, in a slot for each answer; the
+                cloud may have worked ahead of what reached us, so there the whole hold is posted
+                until the bill is read.
     """
     if resolve is Resolve.NOTHING:
         return Charge(posted_nano=0)
     if attempt.site is Site.LOCAL:
-        slot_ms = usage.slot_ms if usage is not None and usage.slot_ms > 0 else elapsed_ms
+        slot_ms = usage.slot_ms if usage is not None and usage.slot_ms > 0 else 0
+        slot_ms = slot_ms or facts.choices * elapsed_ms
         would_be = _cloud_equivalent(facts, usage, rules) if usage is not None else None
         return Charge(posted_nano=slot_cost(rules, attempt.slots, slot_ms), cloud_nano=would_be)
     if resolve is Resolve.BOUND or usage is None:

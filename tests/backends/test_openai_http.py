@@ -132,6 +132,33 @@ async def test_an_engine_that_reports_no_slot_time_is_timed(egress: Egress) -> N
     assert usage is None
 
 
+def ending(index: int) -> dict[str, Any]:
+    return {"index": index, "delta": {}, "finish_reason": "stop"}
+
+
+async def test_a_stream_is_whole_when_each_of_its_answers_has_ended(egress: Egress) -> None:
+    three = msgspec.structs.replace(ASK, n=3)
+    ends = [event(choices=[ending(0)]), event(choices=[ending(2), ending(1)])]
+    done = b"data: [DONE]\n\n"
+
+    async def read(reply: Reply) -> list[Event]:
+        return [one async for batch in reply.events() for one in batch]
+
+    whole = await Engine(egress, *stream(*ends, done)).ask(call_of(three, stream=True), read)
+    assert [one.finished for one in whole] == [(0,), (2, 1), ()]
+    for sent in ((ends[0], done), (ends[0],)):
+        with pytest.raises(Failure) as caught:
+            await Engine(egress, *stream(*sent)).ask(call_of(three, stream=True), read)
+        assert caught.value.kind is Kind.BROKEN
+
+
+async def test_each_answer_took_a_slot_for_as_long(egress: Egress) -> None:
+    answer = plain({"choices": [{}, {}], "usage": USAGE})
+    _, usage = await Engine(egress, answer).body(msgspec.structs.replace(ASK, n=2))
+    assert usage is not None
+    assert usage.slot_ms == 2 * 250
+
+
 async def test_the_reserved_limit_is_the_one_that_is_sent(egress: Egress) -> None:
     engine = Engine(egress, plain({"choices": [{}]}))
     await engine.body(msgspec.structs.replace(ASK, max_tokens=9999))

@@ -179,3 +179,23 @@ def test_nothing_is_lost_and_nothing_is_added(raws: list[bytes], wants_usage: bo
         return [json.loads(data)["choices"] for raw in chosen if (data := data_of(raw))]
 
     assert contents(SseParser().feed(written + tail)) == contents(raws)
+
+
+def test_a_stream_that_we_end_ends_every_answer_that_has_not_ended() -> None:
+    relay = Relay(wants_usage=True, choices=3)
+    events = [chunk("a", index=0), chunk("b", index=2), chunk(finish="stop", index=1)]
+    written = b"".join(relay.take([read_event(raw)]) for raw in events)
+    assert written == events[0] + events[1]
+    tail = relay.curtailed(NOTE)
+    assert tail.startswith(events[2])
+    last = last_chunk(tail.removeprefix(events[2]))
+    ends = [(choice["index"], choice["finish_reason"]) for choice in last["choices"]]
+    assert ends == [(0, "length"), (2, "length")]
+    assert last["yuzui"] == NOTE
+
+
+def test_the_end_of_one_answer_of_several_is_passed_on_in_its_place() -> None:
+    events = [chunk("a"), chunk(finish="stop"), chunk("b", index=1), chunk(finish="stop", index=1)]
+    written, tail, _ = relayed([*events, DONE])
+    assert written == b"".join(events[:3])
+    assert last_chunk(tail)["choices"][0]["index"] == 1

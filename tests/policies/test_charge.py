@@ -139,3 +139,11 @@ def test_the_first_model_of_the_route_that_has_a_price_is_compared_with() -> Non
 def test_a_model_that_is_routed_no_more_has_no_comparison() -> None:
     found = charged(Site.LOCAL, Resolve.METER, USAGE, asked=facts(model="gone"))
     assert found.cloud_nano is None
+
+
+def test_a_local_attempt_without_a_report_pays_a_slot_for_each_answer() -> None:
+    one = charged(Site.LOCAL, Resolve.METER, None)
+    three = charged(Site.LOCAL, Resolve.METER, None, asked=facts(choices=3))
+    assert three.posted_nano == 3 * one.posted_nano
+    reported = charged(Site.LOCAL, Resolve.METER, USAGE, asked=facts(choices=3))
+    assert reported == charged(Site.LOCAL, Resolve.METER, USAGE)
