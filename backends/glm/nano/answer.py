@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Glm46VImageProcessorPil
 
 from backends.glm.nano import CHECKPOINT
+from backends.glm.quantize import Int8Config
 
 Message = dict[str, Any]
 MAX_NEW_TOKENS = 160  # the longest, a thought and three things in detail, is about 110 tokens
@@ -29,8 +30,10 @@ class Turn:
 class Answerer:
     """A loaded checkpoint."""
 
-    def __init__(self, checkpoint: Path = CHECKPOINT) -> None:
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    def __init__(self, checkpoint: Path = CHECKPOINT, *, quantize: str = "none") -> None:
+        how = {"quantization_config": Int8Config()} if quantize == "int8" else {}
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, **how)
+        self.model = model.eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.processor: Any = Glm46VImageProcessorPil.from_pretrained(checkpoint)
 

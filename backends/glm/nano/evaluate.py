@@ -138,11 +138,14 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=2000, help="how many (%(default)s)")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers a kind")
+    parser.add_argument(
+        "--quantize", default="none", choices=("none", "int8"), help="as the worker's option"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     began = time.monotonic()
     cases = make_cases(args.pictures)
-    ask_all(Answerer(args.checkpoint), cases)
+    ask_all(Answerer(args.checkpoint, quantize=args.quantize), cases)
     print(table(cases))
     print(f"\n{args.pictures} pictures, {len(cases)} conversations, "
           f"{(time.monotonic() - began) / 60:.1f} minutes")  # fmt: skip
