@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # For bench-gateway, demo and the like: make bench-gateway ARGS="--seconds 5"
 ARGS ?=
 
-.PHONY: help up demo test lint format bench-gateway bench-engine proof-budget nano lock clean
+.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget nano lock clean
 
 help: ## this text
 	@echo 'Yuzui: one OpenAI-compatible address before your own GLM-4.6V workers and Volcano Engine Ark.'
@@ -57,6 +57,9 @@ bench-gateway: $(STAMP) ## what the gateway costs: a table, and one line of JSON
 
 bench-engine: $(STAMP) ## the worker beside `transformers serve` and generate() (10 minutes; ARGS="--quick --only nano")
 	@exec $(BIN)/python -m tests.bench.engine $(ARGS)
+
+soak-engine: $(STAMP) ## 2,000 requests with random aborts: nothing is kept, every answer is checked
+	@exec $(BIN)/python -m tests.bench.soak_engine $(ARGS)
 
 proof-budget: $(STAMP) ## that no budget is overspent and no hold leaks (an hour; ARGS=--quick)
 	@exec $(BIN)/python -m tests.proof.budget $(ARGS)

@@ -122,6 +122,16 @@ class Streamed(_Process):
             time.sleep(0.1)
         return side
 
+    def rss_mb(self) -> float:
+        """Resident memory of the process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        kib = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(kib.split()[1]) / 1024
+
+    def descriptors(self) -> int:
+        """Files and sockets that the process has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Answer], float]:
         options = {"model": self._model, "stream_options": {"include_usage": True}}
         began = time.perf_counter()
