@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import sys
@@ -38,7 +39,7 @@ KNOWN = 64  # different requests, each sent many times
 ROUNDS = 8  # times at which the worker is left in peace; the first ones are the warm-up
 WARM_ROUNDS = 2
 ABORTED, SAMPLED, STREAMED, STOPPED = 0.25, 0.1, 0.5, 0.15  # shares of the requests
-LEAVES_AFTER_S = 0.4  # at most: about twice what an answer takes
+LEAVES_AFTER_S = (0.001, 0.5)  # from before the request is read to after most answers are whole
 RSS_GROWTH_MAX = 0.02
 PEACE_S = 60.0
 SIZES = ((64, 64), (224, 224), (640, 480), (300, 400))
@@ -219,7 +220,8 @@ class _Soak:
             body |= {"temperature": 1.0, "seed": rng.randrange(1000)}
         leaves = rng.random() < ABORTED
         try:
-            async with asyncio.timeout(rng.uniform(0, LEAVES_AFTER_S) if leaves else None):
+            low, high = map(math.log, LEAVES_AFTER_S)
+            async with asyncio.timeout(math.exp(rng.uniform(low, high)) if leaves else None):
                 text = await self._ask(http, body)
         except TimeoutError:
             self._found.counts["left"] += 1

@@ -11,7 +11,7 @@ from tests.bench.soak_engine import Found, soak
 def test_nothing_is_kept_of_requests_that_ended_or_were_given_up() -> None:
     found = soak(requests=160, seed=2, threads=1, reference="alone")
     assert found.counts["answered"] > 50
-    assert found.counts["left"] > 10
+    assert found.counts["left"] > 5
     assert found.wrong == []
     assert found.leaked == {"slots": 0, "kv_tokens": 0, "descriptors": 0}
 
