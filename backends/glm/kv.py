@@ -12,11 +12,11 @@ A place is the index of one token's entry: row times row length, plus position i
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -48,7 +48,9 @@ class KvShape:
 
 
 class KvCache:
-    """The tensor. Keys and values of a layer stand behind each other: (2 x heads, places, dim)."""
+    """The tensor. A layer's entries stand one after the other, keys before values in each:
+    (places, 2 x heads, dim). So what one request has written is dense in memory, and what nobody
+    has written is not touched."""
 
     def __init__(self, shape: KvShape, *, dtype: Any, device: Any) -> None:
         self.shape = shape
@@ -56,45 +58,46 @@ class KvCache:
         # Entries that nobody has written are zero, because a view over several rows reads them too:
         # they weigh nothing there, but nothing times NaN is NaN.
         self._data = _zeros(
-            (shape.layers, 2 * shape.kv_heads, places, shape.head_dim), dtype, torch.device(device)
+            (shape.layers, places, 2 * shape.kv_heads, shape.head_dim), dtype, torch.device(device)
         )
         self._layers = list(self._data.unbind(0))
 
     def write(self, layer: int, places: Any, entries: Any) -> None:
         """`places`: (T,); `entries`: (T, 2 x heads, dim), keys before values."""
-        self._layers[layer].index_copy_(1, places, entries.transpose(0, 1))
+        self._layers[layer].index_copy_(0, places, entries)
 
     def copy(self, source: Any, target: Any) -> None:
         """Copy the entries of all layers from places (n,) to places (n,)."""
-        flat = self._data.flatten(0, 1)
-        flat.index_copy_(1, target, flat.index_select(1, source))
+        for layer in self._layers:
+            layer.index_copy_(0, target, layer.index_select(0, source))
 
     def clear(self, place: int, length: int) -> None:
         """Forget the entries from a place on, whatever they became."""
-        self._data[:, :, place : place + length].zero_()
+        self._data[:, place : place + length].zero_()
 
     def rows(self, layer: int, first: int, count: int, length: int) -> tuple[Any, Any]:
         """Keys and values of neighbouring rows, each (count, heads, length, dim), not copied."""
         shape, data = self.shape, self._layers[layer]
         width = shape.row_tokens
-        part = data[:, first * width : (first + count) * width].unflatten(1, (count, width))
-        both = part[:, :, :length].transpose(0, 1)
+        part = data[first * width : (first + count) * width].unflatten(0, (count, width))
+        both = part[:, :length].transpose(1, 2)
         return both[:, : shape.kv_heads], both[:, shape.kv_heads :]
 
     def span(self, layer: int, place: int, length: int) -> tuple[Any, Any]:
         """Keys and values from a place on, each (1, heads, length, dim), not copied."""
         heads = self.shape.kv_heads
-        part = self._layers[layer][None, :, place : place + length]
-        return part[:, :heads], part[:, heads:]
+        both = self._layers[layer][None, place : place + length].transpose(1, 2)
+        return both[:, :heads], both[:, heads:]
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy's zeros are pages that the system fills when they are first written, so memory that no
-    # request has used yet is not even there; torch's are written at once.
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    # Pages that the system fills with zeros when they are first written: memory that no request has
+    # used yet is not even there. torch's zeros are written at once, and numpy's come in pages of
+    # 2 MB, which a row's first token would fill whole.
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -188,7 +188,7 @@ def test_any_day_gives_each_what_it_gets_alone(checkpoint: Checkpoint, mix: list
         assert (load.running, load.waiting, load.kv_tokens_used) == (0, 0, 0)
     finally:
         engine.stop(WAIT_S)
-    rows = runner._cache._data[:, :, : SLOTS * ROW_TOKENS]
+    rows = runner._cache._data[:, : SLOTS * ROW_TOKENS]
     assert not rows.any()  # nobody's entries stay behind
 
 

@@ -24,7 +24,8 @@ def filled() -> KvCache:
 
 def expected(cache: KvCache, layer: int, place: int, length: int, queries: torch.Tensor):
     """Attention of one row by its definition: (n, heads, dim), the last of which sees all."""
-    both = cache._data[layer, :, place : place + length].repeat_interleave(HEADS // KV_HEADS, 0)
+    own = cache._data[layer, place : place + length].transpose(0, 1)
+    both = own.repeat_interleave(HEADS // KV_HEADS, 0)
     keys, values = both.chunk(2)
     count = len(queries)
     out = []
@@ -82,12 +83,12 @@ def test_entries_go_where_they_are_sent_and_are_copied_in_all_layers() -> None:
     before = cache._data.clone()
     entries = torch.randn(2, 2 * KV_HEADS, DIM)
     cache.write(1, torch.tensor([3, 20]), entries)
-    assert torch.equal(cache._data[1][:, [3, 20]], entries.transpose(0, 1))
+    assert torch.equal(cache._data[1][[3, 20]], entries)
     assert torch.equal(cache._data[0], before[0])
-    others = [p for p in range(cache._data.shape[2]) if p not in (3, 20)]
-    assert torch.equal(cache._data[1][:, others], before[1][:, others])
+    others = [p for p in range(cache._data.shape[1]) if p not in (3, 20)]
+    assert torch.equal(cache._data[1][others], before[1][others])
     cache.copy(torch.tensor([3, 20]), torch.tensor([60, 61]))
-    assert torch.equal(cache._data[:, :, [60, 61]], cache._data[:, :, [3, 20]])
+    assert torch.equal(cache._data[:, [60, 61]], cache._data[:, [3, 20]])
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,8 @@ def test_unwritten_and_forgotten_entries_are_zero() -> None:
     cache = filled()
     kept = cache._data.clone()
     cache.clear(ROW_TOKENS, 4)
-    assert not cache._data[:, :, ROW_TOKENS : ROW_TOKENS + 4].any()
-    kept[:, :, ROW_TOKENS : ROW_TOKENS + 4] = 0
+    assert not cache._data[:, ROW_TOKENS : ROW_TOKENS + 4].any()
+    kept[:, ROW_TOKENS : ROW_TOKENS + 4] = 0
     assert torch.equal(cache._data, kept)
 
 

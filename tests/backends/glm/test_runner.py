@@ -163,7 +163,7 @@ def test_the_cache_of_another_request_is_never_read(checkpoint: Checkpoint) -> N
     prompt, expected, ahead = known(checkpoint, 3)
     spoilt = opened(runner, job(prompt), 1)
     runner.step([(spoilt, len(prompt.ids))])
-    runner._cache._data[:, :, 256 : 256 + spoilt.computed].fill_(torch.nan)
+    runner._cache._data[:, 256 : 256 + spoilt.computed].fill_(torch.nan)
     beside, found = opened(runner, job(prompt), 2), []
     for tokens in (len(prompt.ids), *(STEPS - 1) * [1]):
         _, drawn = runner.step([(spoilt, 1), (beside, tokens)])
@@ -176,7 +176,7 @@ def test_the_cache_of_another_request_is_never_read(checkpoint: Checkpoint) -> N
     wrong = Runner(checkpoint.model, checkpoint.device, rows=1, row_tokens=256)
     generation = opened(wrong, job(prompt), 0)
     wrong.step([(generation, len(prompt.ids) - 1)])
-    wrong._cache._data[:, :, 4].fill_(1e4)  # a positive control: one entry of its own spoilt
+    wrong._cache._data[:, 4].fill_(1e4)  # a positive control: one entry of its own spoilt
     (drawn,) = wrong.step([(generation, 1)])
     assert drawn is not None
     logits_moved = drawn.token_id != expected[0]
