@@ -96,7 +96,11 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, ready to be sent. `chat.model` is the upstream's own name already."""
+    """One attempt, ready to be sent. `chat.model` is the upstream's own name already.
+
+    cache_salt: requests with different salts never share a cached prefix (engines of one's own)
+    priority:   who goes first inside of our own worker: the lesser number
+    """
 
     request_id: str
     chat: ChatRequest
@@ -104,6 +108,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts
     stream: bool
     permit: CloudPermit | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

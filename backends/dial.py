@@ -47,11 +47,21 @@ class Dialer:
         self._known.pop(origin, None)
         raise failed
 
+    async def resolve(self, origin: Origin) -> list[str]:
+        """Every address of a name now. Raises OSError, UnicodeError, or EgressDenied."""
+        return [address for _, address in await self._look_up(origin)]
+
     async def _addresses(self, origin: Origin) -> list[Address]:
         loop = asyncio.get_running_loop()
         known = self._known.get(origin)
         if known is not None and loop.time() < known[0]:
             return known[1]
+        addresses = await self._look_up(origin)
+        self._known[origin] = loop.time() + ADDRESSES_S, addresses
+        return addresses
+
+    async def _look_up(self, origin: Origin) -> list[Address]:
+        loop = asyncio.get_running_loop()
         found = _numeric(origin.host) or [
             (family, str(sockaddr[0]))
             for family, _, _, _, sockaddr in await loop.getaddrinfo(
@@ -64,7 +74,6 @@ class Dialer:
         addresses = [(family, address) for family, address in found if not never_allowed(address)]
         if not addresses:
             raise EgressDenied("the destination resolves to an address that is never allowed")
-        self._known[origin] = loop.time() + ADDRESSES_S, addresses
         return addresses
 
     async def _connect(

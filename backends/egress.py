@@ -58,7 +58,7 @@ class Egress:
         self._keepalive_s = keepalive_s
         self._slots = asyncio.Semaphore(connections_max)  # a call holds one from before its dial
         self._held = 0
-        self._busy: set[Connection] = set()
+        self._busy: dict[Connection, Origin] = {}
         self._idle: dict[Origin, list[Connection]] = {}  # the one used last is at the end
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -68,6 +68,31 @@ class Egress:
     def allow(self, base_url: str) -> None:
         """Puts one more place on the list. Raises EgressDenied if it is not a plain http(s) URL."""
         self._origins.add(origin_of(base_url))
+
+    def forget(self, base_url: str) -> None:
+        """Takes a place off the list. Calls that are under way there go on to their end."""
+        origin = origin_of(base_url)
+        self._origins.discard(origin)
+        self._places = {url: place for url, place in self._places.items() if place[0] != origin}
+
+    def abandon(self, base_url: str) -> None:
+        """The engine there is gone or hangs: calls that have not received a byte of their answer's
+        body end with BROKEN now instead of at their time limit."""
+        origin = origin_of(base_url)
+        for connection, place in tuple(self._busy.items()):
+            if place == origin:
+                connection.abandon()
+
+    async def addresses(self, base_url: str) -> list[str]:
+        """Every address of a listed name now. Raises OSError when it cannot be looked up, and
+        EgressDenied."""
+        origin = origin_of(base_url)
+        if origin not in self._origins:
+            raise EgressDenied("the destination is not on the list")
+        try:
+            return await self._dialer.resolve(origin)
+        except UnicodeError as error:
+            raise OSError("a name that cannot be one") from error
 
     async def open(
         self,
@@ -88,7 +113,7 @@ class Egress:
         head = _head_of(method, place, headers, body)
         began_s = asyncio.get_running_loop().time()
         connection = await self._connection(origin, min(timeouts.connect_s, timeouts.total_s))
-        self._busy.add(connection)
+        self._busy[connection] = origin
         exchange = connection.send(
             head, body, times=timeouts, began_s=began_s, bodiless=method == "HEAD"
         )
@@ -170,7 +195,7 @@ class Egress:
 
     def _freed(self, origin: Origin, connection: Connection, keep: bool) -> None:
         """A call is over; keep: its connection may carry another one."""
-        self._busy.discard(connection)
+        self._busy.pop(connection, None)
         self._release_slot()
         if not keep:
             return

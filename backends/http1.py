@@ -129,6 +129,11 @@ class Exchange:
         Does nothing once the answer is complete."""
         self._end(Kind.BROKEN, why)
 
+    def abandon(self, why: str) -> None:
+        """The same, unless the body of the answer has begun."""
+        if not self._size:
+            self._end(Kind.BROKEN, why)
+
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -315,6 +320,11 @@ class Connection(asyncio.Protocol):
             self._exchange.cut()
         elif self._transport is not None:
             self._transport.abort()
+
+    def abandon(self) -> None:
+        """Cuts what it carries, unless an answer has begun to come."""
+        if self._exchange is not None:
+            self._exchange.abandon("the engine stopped reporting before it answered")
 
     def release(self, *, keep: bool) -> None:
         """The exchange is over. A request that is not out to its last byte stands in the way of

@@ -2,7 +2,8 @@
 
 open     Call -> POST <base><model_path> -> HttpReply, or the Failure that the status means
 body     the whole answer as bytes, with the usage read from it
-events   one batch of events per read of the socket; the bytes of each event are the engine's own
+events   one batch of events per read of the socket; the bytes of each event are the engine's own,
+         unless its dialect (backends.engines) differs from the others there
 
 How long the request held a slot: our worker says so (`yuzui.slot_ms` in the answer or in the usage
 chunk); for any other engine it is the time from sending to the end of the answer.
@@ -11,14 +12,17 @@ chunk); for any other engine it is the time from sending to the end of the answe
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 
 from backends.base import Call, Event, Failure
-from backends.chat import ChatRequest, StreamOptions
 from backends.chunks import failure_of, read_body, read_error, read_event, retry_after_of
 from backends.egress import Egress, Wire
+from backends.engines.dialect import Dialect
+from backends.engines.yuzui import Plain
+from backends.sse import data_of
+from backends.sse import encode as sse_encode
 from backends.streams import batches, broken
 from policies.types import Usage
 
@@ -27,12 +31,12 @@ BODY_BYTES_MAX = 32 * 1024 * 1024
 # An error body is looked at for its code; more of it is not worth waiting for.
 ERROR_BYTES_MAX = 64 * 1024
 
-_ENCODER = msgspec.json.Encoder()
-_USAGE_ASKED = StreamOptions(include_usage=True)
-
 
 class OpenAIHttpBackend:
-    """One engine. Keeps nothing between calls but its address."""
+    """One engine. Keeps nothing between calls but its address and how it is spoken to.
+
+    dialect: may be set later, when the engine has been recognised
+    """
 
     def __init__(
         self,
@@ -40,9 +44,14 @@ class OpenAIHttpBackend:
         base_url: str,
         *,
         model_path: str = "/v1/chat/completions",
+        dialect: Dialect | None = None,
+        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`base_url`: scheme, host, port and perhaps a path; the egress must allow it."""
+        """`base_url`: scheme, host, port and perhaps a path; the egress must allow it. `headers`:
+        sent with every call, such as a key of the engine's."""
+        self.dialect: Dialect = dialect or Plain()
+        self._headers = dict(headers or {})
         self._egress = egress
         self._url = base_url.rstrip("/") + model_path
         self._clock = clock
@@ -54,11 +63,12 @@ class OpenAIHttpBackend:
             "POST",
             self._url,
             headers={
+                **self._headers,
                 "content-type": "application/json",
                 "accept": "text/event-stream" if call.stream else "application/json",
                 "x-request-id": call.request_id,
             },
-            body=encode(call),
+            body=self.dialect.encode(call),
             timeouts=call.timeouts,
         )
         try:
@@ -66,16 +76,24 @@ class OpenAIHttpBackend:
         except BaseException:
             await wire.close()
             raise
-        return HttpReply(wire, began_s, self._clock, choices=call.chat.n or 1)
+        return HttpReply(wire, began_s, self._clock, choices=call.chat.n or 1, dialect=self.dialect)
 
 
 class HttpReply:
     """An open answer of an OpenAI-compatible engine. See `backends.base.Reply`."""
 
     def __init__(
-        self, wire: Wire, began_s: float, clock: Callable[[], float], *, choices: int = 1
+        self,
+        wire: Wire,
+        began_s: float,
+        clock: Callable[[], float],
+        *,
+        choices: int = 1,
+        dialect: Dialect | None = None,
     ) -> None:
         """`choices`: answers that were asked for; each takes a slot."""
+        # most engines need none of it, and a stream has many events
+        self._even = None if dialect is None or isinstance(dialect, Plain) else dialect.even
         self._wire = wire
         self._choices = choices
         self._began_s = began_s
@@ -84,6 +102,7 @@ class HttpReply:
     async def body(self) -> tuple[bytes, Usage | None]:
         """The whole answer and its usage. Raises Failure."""
         body = await self._wire.read(BODY_BYTES_MAX)
+        body = body if self._even is None else self._even(body)
         usage, _ = read_body(body)
         return body, self._timed(usage)
 
@@ -102,25 +121,13 @@ class HttpReply:
         return msgspec.structs.replace(usage, slot_ms=measured_ms)
 
     def _read(self, raw: bytes) -> Event:
+        if self._even is not None and (data := data_of(raw)) is not None:
+            evened = self._even(data)
+            raw = raw if evened is data else sse_encode(evened)
         event = read_event(raw)
         if event.usage is None:
             return event
         return msgspec.structs.replace(event, usage=self._timed(event.usage))
-
-
-def encode(call: Call) -> bytes:
-    """The request as this engine gets it: usage is always asked for in streams, and the output
-    limit that money was reserved for is the one that is sent."""
-    chat = call.chat
-    limited_newly = chat.max_completion_tokens is not None
-    sent: ChatRequest = msgspec.structs.replace(
-        chat,
-        stream=call.stream,
-        stream_options=_USAGE_ASKED if call.stream else None,
-        max_tokens=None if limited_newly else call.output_tokens_max,
-        max_completion_tokens=call.output_tokens_max if limited_newly else None,
-    )
-    return _ENCODER.encode(sent)
 
 
 async def _expect_answer(wire: Wire, *, stream: bool) -> None:

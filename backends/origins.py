@@ -38,6 +38,23 @@ def never_allowed(address: str) -> bool:
     return ip.is_link_local or ip.is_multicast or ip.is_unspecified
 
 
+# Shared address space of carriers and clouds (RFC 6598), which Kubernetes clusters use for pods.
+_SHARED = ipaddress.IPv4Network("100.64.0.0/10")
+
+
+def is_inside(address: str) -> bool:
+    """Whether this is an address of this machine or of a private network, and not a name. What
+    finds workers by itself may find them only there."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip in _NAT64):
+        return False
+    inside = ip.is_private or (ip.version == 4 and ip in _SHARED)
+    return inside and (ip.is_loopback or not ip.is_reserved) and not never_allowed(address)
+
+
 def origin_of(url: str) -> Origin:
     """Scheme, host and port. Raises EgressDenied for anything but a plain http(s) URL."""
     return read_url(url)[0]

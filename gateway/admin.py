@@ -19,6 +19,7 @@ from gateway.admin_budgets import budget_paths
 from gateway.admin_io import answer_json, moment, read_json
 from gateway.archive.entries import Entry
 from gateway.archive.marks import PAGE_ROWS, Marks
+from gateway.data_dir import DataDir
 from gateway.errors import GatewayError
 from gateway.facts import new_request_id
 from gateway.gateway import Gateway
@@ -36,6 +37,12 @@ from policies.types import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class RestartAsked(msgspec.Struct, forbid_unknown_fields=True):
+    """Workers to restart, by name; none: all, one after the other."""
+
+    names: list[str] = []
 
 
 class Described(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,6 +78,8 @@ def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
         ("GET", "/admin/entries", act.entries),
         ("GET", "/admin/till", act.till),
         ("GET", "/admin/pool", act.pool),
+        ("GET", "/admin/workers", act.workers),
+        ("POST", "/admin/workers/restart", act.restart_workers),
         ("POST", "/admin/explain", act.explain),
     ]
     return [web.route(method, path, _guard(gateway, handler)) for method, path, handler in guarded]
@@ -114,6 +123,48 @@ class _Admin:
 
     async def pool(self, _: web.Request) -> web.Response:
         return answer_json(self._gateway.world.take())
+
+    async def workers(self, _: web.Request) -> web.Response:
+        """The pool, and what the supervisor of this data folder says of the workers it runs."""
+        gateway = self._gateway
+        supervised = msgspec.json.decode(DataDir(gateway.config.data_dir).workers())
+        by_url = {worker["url"]: worker for worker in supervised}
+        return answer_json(
+            [
+                {
+                    "name": worker.id,
+                    "url": (url := gateway.pool.url(worker.id)),
+                    "engine": worker.engine,
+                    "model": worker.model,
+                    "health": worker.health,
+                    "breaker": worker.breaker,
+                    "slots": worker.slots,
+                    "running": worker.running,
+                    "waiting": worker.waiting,
+                    "in_flight": worker.in_flight,
+                    "supervised": by_url.get(url),
+                }
+                for worker in gateway.world.take().workers
+            ]
+        )
+
+    async def restart_workers(self, request: web.Request) -> web.Response:
+        asked = await read_json(request, RestartAsked)
+        data = DataDir(self._gateway.config.data_dir)
+        supervised = msgspec.json.decode(data.workers())
+        known = [worker["name"] for worker in supervised]
+        ours = {w["url"]: w["name"] for w in supervised}
+        pool = self._gateway.pool
+        names = [ours.get(pool.url(n), n) if n in pool.names() else n for n in asked.names]
+        if unknown := sorted(set(names) - set(known)):
+            text = (
+                f"no worker {unknown[0]!r} is run by this `yuzui up`; it runs: {', '.join(known)}"
+            )
+            raise GatewayError(404, "not_found", text, param="names")
+        if not known or not data.ask_restart(names):
+            text = "no `yuzui up` runs workers here; restart them where they were started"
+            raise GatewayError(409, "not_supervised", text)
+        return answer_json({"restarting": names or known})
 
     async def explain(self, request: web.Request) -> web.Response:
         facts = _facts_of(await read_json(request, Described), self._gateway)

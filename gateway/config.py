@@ -11,14 +11,16 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
 
+from backends.pool.members import Member
 from gateway.archive.settings import ArchiveConfig
+from gateway.config_pool import PoolConfig, WorkerConfig
 from gateway.config_read import ConfigError, Invalid, Node, Secret, build, from_yaml
 from gateway.config_schema import (
     DEFAULT_CLOUD,
@@ -53,6 +55,7 @@ __all__ = [
     "LocalCostConfig",
     "LogConfig",
     "ModelConfig",
+    "PoolConfig",
     "PricesConfig",
     "Secret",
     "SensitivityConfig",
@@ -99,7 +102,8 @@ class Config(Section, frozen=True, kw_only=True):
     admin_token:   what the admin port asks for; None: made once and kept under data_dir
     redis_url:     None: an embedded server keeps the books under data_dir
     workers:       base URLs of engines that run already; set: none is started
-    local_workers: how many workers `yuzui up` starts otherwise
+    local_workers: how many workers `yuzui up` starts otherwise; auto: one for each GPU, or for
+                   every `pool.cores_per_worker` cores
     model:         folder of the checkpoint they load; None: the shipped glm-4.6v-nano
     gateways:      processes that share the port
     strict:        the embedded server flushes to disk before it answers (appendfsync always)
@@ -114,7 +118,7 @@ class Config(Section, frozen=True, kw_only=True):
     data_dir: Path = Path(".yuzui")
     redis_url: str | None = None
     workers: tuple[str, ...] = ()
-    local_workers: Annotated[int, Meta(ge=0, le=256)] = 1
+    local_workers: Annotated[int, Meta(ge=0, le=256)] | Literal["auto"] = 1
     model: Path | None = None
     gateways: Processes = 1
     strict: bool = False
@@ -128,6 +132,7 @@ class Config(Section, frozen=True, kw_only=True):
     archive: ArchiveConfig = ArchiveConfig()
     limits: LimitsConfig = LimitsConfig()
     budgets: BudgetsConfig = BudgetsConfig()
+    pool: PoolConfig = PoolConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
@@ -137,7 +142,8 @@ class Config(Section, frozen=True, kw_only=True):
             _check_redis(self.redis_url)
         for worker in self.workers:
             check_url(worker, "workers")
-        if len(set(self.workers)) != len(self.workers):
+        everybody = [*self.workers, *(worker.url for worker in self.pool.workers)]
+        if len({url.rstrip("/") for url in everybody}) != len(everybody):
             raise Invalid("workers", "the same worker stands there twice")
         try:
             ZoneInfo(self.timezone)
@@ -182,9 +188,14 @@ class Config(Section, frozen=True, kw_only=True):
         return self.archive.url or str(self.data_dir / "archive")
 
     @property
-    def starts_workers(self) -> int:
-        """How many workers `yuzui up` starts: none where engines are named."""
-        return 0 if self.workers else self.local_workers
+    def starts_workers(self) -> int | Literal["auto"]:
+        """How many workers `yuzui up` starts: none where engines are named or found."""
+        return 0 if self.workers or self.pool.remote else self.local_workers
+
+    def members(self) -> tuple[Member, ...]:
+        """The workers that are named: w1, w2 and so on, unless they have a name of their own."""
+        named = (*(WorkerConfig(url=url) for url in self.workers), *self.pool.workers)
+        return tuple(worker.member(f"w{n}") for n, worker in enumerate(named, start=1))
 
     def describe(self) -> dict[str, Any]:
         """All settings as plain data for people and logs; secrets and passwords are masked."""

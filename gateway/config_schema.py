@@ -306,11 +306,11 @@ def check_url(url: str, field: str) -> None:
         raise Invalid(field, f"{url!r} is not allowed; expected http://host... or https://host...")
     if parts.query or parts.fragment or any(c.isspace() or c == "\\" for c in url):
         raise Invalid(field, f"{url!r} is not allowed; expected a URL without ? and #")
-    if parts.scheme == "http" and not _is_private(host):
+    if parts.scheme == "http" and not is_private(host):
         raise Invalid(field, f"{url!r} leaves the private network; expected https://")
 
 
-def _is_private(host: str) -> bool:
+def is_private(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:  # a name: one label is a machine or container beside us

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -78,11 +80,44 @@ class DataDir:
             return config
         return msgspec.structs.replace(config, admin_token=Secret(self.admin_token()))
 
+    def write_workers(self, status: bytes) -> None:
+        """What the supervised workers do; replaced as a whole, so that nobody reads half of it."""
+        draft = self.path / "workers.json.tmp"
+        draft.write_bytes(status)
+        draft.replace(self.path / "workers.json")
+
+    def workers(self) -> bytes:
+        """What `write_workers` wrote last; an empty list when none are supervised here."""
+        try:
+            return (self.path / "workers.json").read_bytes()
+        except OSError:
+            return b"[]"
+
+    def ask_restart(self, names: Sequence[str]) -> bool:
+        """Asks the running `yuzui up` to restart workers (none named: all). False: none runs."""
+        running = self.running()
+        if running is None:
+            return False
+        write_private(self.path / "restart.json", msgspec.json.encode(list(names)))
+        os.kill(running.pid, signal.SIGUSR1)
+        return True
+
+    def asked_restart(self) -> list[str]:
+        """The names that were asked for; empty: all."""
+        file = self.path / "restart.json"
+        try:
+            names = msgspec.json.decode(file.read_bytes(), type=list[str])
+        except (OSError, msgspec.DecodeError):
+            names = []
+        file.unlink(missing_ok=True)
+        return names
+
     def write_running(self, running: Running) -> None:
         write_private(self.path / "running.json", msgspec.json.encode(running))
 
     def forget_running(self) -> None:
         (self.path / "running.json").unlink(missing_ok=True)
+        (self.path / "workers.json").unlink(missing_ok=True)
 
     def running(self) -> Running | None:
         """What runs here now, or None."""

@@ -14,12 +14,14 @@ from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
 from gateway.errors import GatewayError
 from gateway.gateway import Gateway
 from gateway.keys import LABEL_VALUE
+from gateway.prefixes import prefixes_of
 from gateway.wire.base import Asked
-from policies import sensitivity, tokens
+from policies import affinity, sensitivity, tokens
 from policies.types import (
     Capability,
     Facts,
     ImageSize,
+    Prefix,
     Principal,
     Site,
 )
@@ -61,6 +63,10 @@ def facts_of(
         rules=gateway.label_rules,
     )
     chars, utf8_bytes = _measure(_texts(chat))
+    prefixes: tuple[Prefix, ...] = ()
+    seen: tuple[str, ...] = ()
+    if gateway.pool.size > 1:  # with one worker there is nothing to choose
+        prefixes, seen = prefixes_of(chat, affinity.salt(principal.tenant, label.level))
     wish = chat.max_completion_tokens or chat.max_tokens
     usual = gateway.history.bound(principal.tenant, name)
     # Without a wish: more than the default where this caller's answers are long, and when money
@@ -90,6 +96,8 @@ def facts_of(
         deadline_ms=_deadline(headers.getall("x-yuzui-deadline-ms", ())),
         slo=principal.slo,
         stream=bool(chat.stream),
+        prefixes=prefixes,
+        pictures=seen,
     )
 
 

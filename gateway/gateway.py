@@ -16,19 +16,22 @@ from msgspec.structs import replace
 
 from backends.ark.backend import ArkBackend
 from backends.ark.models import traits_of
-from backends.base import Backend, Timeouts
+from backends.base import Backend, Failure, Kind, Timeouts
 from backends.egress import Egress
 from backends.pool import Pool
+from backends.pool.discovery import DnsSource, HeartbeatSource, Source
 from gateway.admission import Admission
 from gateway.alerts import Alerts
 from gateway.auth import Authenticator
 from gateway.config import Config
+from gateway.heartbeats import BEAT_EVERY_S, Heartbeats
 from gateway.history import History
 from gateway.ledger import Ledger, LedgerFault, LedgerUnavailable
 from gateway.prices import load_card
 from gateway.snapshot import World
 from gateway.spool import Spool
 from gateway.tasks import spawn
+from gateway.waiting import WaitingRoom
 from policies.price import LocalRate
 from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
 from policies.weigh import Route, Rules
@@ -53,8 +56,15 @@ class Gateway:
         self.rng = random.Random(secrets.randbits(64))  # noqa: S311 - draws workers, not secrets
         self.admission = Admission(config.limits.in_flight_max)
         self.admin_token = config.admin_token.reveal() if config.admin_token else None
+        self._heartbeats = Heartbeats(config.redis_url or "")
         self._egress = Egress(allowed=_allowed(config))
-        self.pool = Pool(self._egress, config.workers, clock=time.monotonic)
+        self.pool = Pool(
+            self._egress,
+            config.members(),
+            sources=self._sources(),
+            clock=time.monotonic,
+            on_change=lambda: self.waiting.look(),
+        )
         self._ark: ArkBackend | None = None
         if config.ark.api_key is not None:
             self._ark = ArkBackend(self._egress, config.ark.base_url, config.ark.api_key.reveal())
@@ -62,6 +72,16 @@ class Gateway:
             workers=self.pool.states,
             clouds=clouds_of(config) if self._ark is not None else {},
             budgets=ledger.views,
+            clock=time.monotonic,
+            warm_up_s=config.pool.warm_up_s,
+            line=lambda: self.waiting.line(),
+            freed=lambda: self.waiting.look(),
+        )
+        self.waiting = WaitingRoom(
+            self.world,
+            self.rules,
+            self.rng,
+            places=config.pool.queue_max,
             clock=time.monotonic,
         )
         self.auth = Authenticator.from_config(
@@ -90,7 +110,10 @@ class Gateway:
             if self._ark is None:
                 raise LookupError("a cloud attempt was planned while the cloud is off")
             return self._ark, attempt.target
-        return self.pool.backend(attempt.target), self.pool.model(attempt.target)
+        try:
+            return self.pool.backend(attempt.target), self.pool.model(attempt.target)
+        except KeyError:  # it was found by itself and is gone since the attempt was decided
+            raise Failure(Kind.CONNECT, "the worker has left the pool") from None
 
     def later(self, coro: Coroutine[Any, Any, None]) -> None:
         """Runs work that outlives its request; the end of the process waits for it."""
@@ -106,7 +129,7 @@ class Gateway:
         route = self.rules.routes[name]
         if site is Site.CLOUD:
             return self._ark is not None and bool(route.cloud)
-        return bool(route.local and self.config.workers)
+        return bool(route.local and (self.config.workers or self.config.pool.remote))
 
     async def not_ready(self) -> list[str]:
         """What is missing before requests can be answered; empty: ready."""
@@ -122,6 +145,17 @@ class Gateway:
         if not up and self._ark is None:
             missing.append("worker")
         return missing
+
+    def _sources(self) -> list[Source]:
+        """What finds workers while this process runs."""
+        pool = self.config.pool
+        sources: list[Source] = [
+            DnsSource(self._egress, found.member(f"dns{n}"), every_s=found.every_s)
+            for n, found in enumerate(pool.dns, start=1)
+        ]
+        if pool.heartbeats:
+            sources.append(HeartbeatSource(self._heartbeats.read, every_s=BEAT_EVERY_S))
+        return sources
 
     # ------------------------------------------------------------ life
 
@@ -142,7 +176,9 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tending
         await self.auth.keys.stop()
+        self.waiting.close()
         await self.pool.close()
+        await self._heartbeats.close()
         await self._egress.close()
         if self.spool is not None:
             self.spool.close()
@@ -193,6 +229,10 @@ def rules_of(config: Config) -> Rules:
             SloClass.BATCH: 1000.0 * config.limits.ttft_batch_s,
         },
         local_total_s=config.limits.local.total_s,
+        patience_ms={
+            SloClass.INTERACTIVE: 1000.0 * config.pool.wait_interactive_s,
+            SloClass.BATCH: 1000.0 * config.pool.wait_batch_s,
+        },
     )
 
 
@@ -204,7 +244,7 @@ def clouds_of(config: Config) -> dict[str, ModelTraits]:
 
 def _allowed(config: Config) -> list[str]:
     """Every place outside this process that it may open a connection to."""
-    allowed = [*config.workers]
+    allowed = [member.url for member in config.members()]
     if config.ark.enabled:
         allowed.append(config.ark.base_url)
     if config.budgets.alerts.webhook_url:

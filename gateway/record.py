@@ -16,7 +16,9 @@ from gateway.errors import GatewayError, insufficient_quota
 from gateway.gateway import Gateway
 from gateway.ledger import Exhausted, LedgerUnavailable
 from gateway.rows import Outcome, Row, RowState
+from gateway.waiting import NoRoom
 from gateway.wire.base import Asked
+from policies import affinity
 from policies.budget import cny as cny  # how every room writes money
 from policies.budget import posted_of, refusal_text
 from policies.charge import Charge, charge
@@ -102,6 +104,7 @@ class Exchange:
         self.facts = facts
         self.asked = asked
         self._why = why
+        self.waited_ms = 0.0  # for a local slot
         self._arrived_s = time.monotonic()
         self._attempts = 0
         self._route: str | None = None
@@ -114,6 +117,11 @@ class Exchange:
     @property
     def pinned(self) -> bool:
         return self.facts.label.level >= Sensitivity.SENSITIVE
+
+    @property
+    def cache_salt(self) -> str:
+        """Parts what engines keep of prompts between tenants and between labels."""
+        return affinity.salt(self.facts.tenant, self.facts.label.level)
 
     def chat_for(self, model: str) -> ChatRequest:
         """The request in the words of one engine: its own model name, our clamped limit."""
@@ -248,6 +256,7 @@ class Exchange:
             outcome=outcome,
             finish_reason=run.finish_reason,
             ttft_ms=None if run.ttft_ms is None else int(run.ttft_ms),
+            waited_ms=int(self.waited_ms),
             total_ms=int(1000.0 * (time.monotonic() - self._arrived_s)),
         )
 
@@ -275,6 +284,14 @@ class Exchange:
             # a place without that budget may be free in a moment: repeating can help
             return GatewayError(503, "no_capacity", text, retry_after_s=RETRY_AFTER_S)
         return insufficient_quota(text)
+
+    def no_room(self, late: NoRoom) -> GatewayError:
+        """No local slot came free in time, and the plan has nothing else."""
+        self._route = None
+        self._reason = Reason.QUEUE_LATE
+        code = Reason.SENSITIVE_LOCAL_UNAVAILABLE.value if self.pinned else "no_capacity"
+        text = f"no local slot came free within the {self.waited_ms:.0f} ms that it could wait"
+        return GatewayError(503, code, text, retry_after_s=late.retry_after_s)
 
     def refused(self, refusal: Refusal) -> None:
         self._reason = refusal.reason
@@ -321,6 +338,8 @@ class Exchange:
                 "period": found.budget.period,
                 "message": f"the answer was cut short: {text}",
             }
+        if self.waited_ms:
+            note["waited_ms"] = round(self.waited_ms)
         if self.facts.label.note:
             note["sensitivity_note"] = self.facts.label.note
         return note
@@ -333,6 +352,8 @@ class Exchange:
             "x-yuzui-attempts": str(self._attempts),
             "x-yuzui-sensitivity": label.level.name.lower(),
         }
+        if self.waited_ms:
+            headers["x-yuzui-waited-ms"] = f"{self.waited_ms:.0f}"
         if route is not None:
             headers["x-yuzui-route"] = route
         if label.note:
@@ -354,6 +375,7 @@ class Exchange:
             tokens_out=row.completion_tokens,
             posted_nano=row.posted_nano,
             ttft_ms=row.ttft_ms,
+            waited_ms=row.waited_ms,
             total_ms=row.total_ms,
             attempts=row.attempts,
         )

@@ -78,6 +78,7 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: str | None = None
     flags: tuple[str, ...] = ()
     ttft_ms: float | None = None
+    waited_ms: int = 0  # for a local slot, before it was sent
     total_ms: float | None = None
     attempts: int = 1
 

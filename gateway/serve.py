@@ -1,14 +1,16 @@
 """One request, a straight line: bound, who, what, facts, world, decide; then, for each attempt of
-the plan, reserve, send, relay, settle.
+the plan, wait for room, reserve, send, relay, settle.
 
-The order of a client's errors follows from it: too busy, not known, not readable, not possible, not
-affordable, not answered.
+The order of a client's errors follows from it: too busy, not known, not readable, not possible, no
+room, not affordable, not answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections import deque
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -25,14 +27,18 @@ from gateway.rows import Outcome, Row
 from gateway.spool import SpoolFull
 from gateway.tasks import spawn
 from gateway.topup import TopUp
+from gateway.waiting import NoRoom, Place, late_for
 from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
 from policies.plan import plan
-from policies.types import Attempt, Refusal, Site
+from policies.types import Attempt, Refusal, Site, SloClass
 
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
 HOLD_GRACE_S = 30.0
+# How often one request is given back by busy workers before its plan goes on.
+BUSY_MAX = 8
+_PRIORITY = {SloClass.INTERACTIVE: 0, SloClass.BATCH: 1}  # inside of our worker the lesser first
 _TIMEOUTS = (Kind.TIMEOUT_FIRST, Kind.TIMEOUT_IDLE, Kind.TIMEOUT_TOTAL)
 
 
@@ -50,7 +56,7 @@ async def serve(gateway: Gateway, request: web.Request, dialect: Dialect) -> web
         asked = dialect.read(await request.read())
         facts = facts_of(new_request_id(), principal, asked, request.headers, gateway)
         gateway.world.offered()
-        world = gateway.world.take()
+        world = gateway.world.take(facts)
         decision = plan(facts, world, gateway.rules, time.monotonic(), gateway.rng)
         exchange = Exchange(gateway, principal, facts, asked, decision.why)
         if isinstance(decision, Refusal):
@@ -69,25 +75,42 @@ class _Attempts:
         self._request = request
         self._dialect = dialect
         self._exchange = exchange
+        self._turn = gateway.waiting.turn(exchange.facts)
+        self._failed_on: set[str] = set()
         self._response: web.StreamResponse | None = None  # of a stream, once it has begun
 
     async def run(self, attempts: tuple[Attempt, ...]) -> web.StreamResponse:
         error: GatewayError | None = None
-        facts = self._exchange.facts
-        for number, attempt in enumerate(attempts):
+        left = deque(attempts)
+        busy_left = BUSY_MAX
+        for number in itertools.count():
+            if not left:
+                break
+            planned = left.popleft()
+            elsewhere = next((a for a in left if a.site is not planned.site), None)
+            try:
+                place = await self._room(planned, elsewhere)
+            except NoRoom as late:
+                error = error or self._exchange.no_room(late)
+                left = deque(late_for(left))
+                continue
             # Counted from here on: whoever decides while we reserve must see that we are coming.
-            with self._gateway.world.sending(
-                attempt, facts.prompt_tokens_likely, facts.choices * facts.output_tokens_likely
-            ):
-                run = await self._reserve(number, attempt)
+            with place.sending:
+                run = await self._reserve(number, place.attempt)
                 if run is None:
                     error = error or self._exchange.over_budget()
                     continue
                 try:
                     return await self._answer(run)
                 except Failure as failure:
-                    more = failure.elsewhere and number + 1 < len(attempts)
-                    taken = self._advance_failed(run, failure, more=more)
+                    self._failed_on.add(run.attempt.target)
+                    if failure.kind is Kind.BUSY and run.attempt.site is Site.LOCAL and busy_left:
+                        busy_left -= 1  # it has cost nobody anything: wait for room again
+                        left.appendleft(planned)
+                        self._failed_on.discard(run.attempt.target)
+                    taken = self._advance_failed(
+                        run, failure, more=failure.elsewhere and bool(left)
+                    )
                     broken = taken.then is Then.BREAK
                     outcome = Outcome.BROKEN if broken else _outcome(failure)
                     await self._exchange.settle(run, taken, outcome=outcome)
@@ -98,6 +121,14 @@ class _Attempts:
                         break
         assert error is not None  # a plan is never empty
         raise self._exchange.explain(error)
+
+    async def _room(self, planned: Attempt, elsewhere: Attempt | None) -> Place:
+        """A place for the attempt: a worker with a free slot, chosen when there is one."""
+        turn = self._turn
+        try:
+            return await turn.place(planned, elsewhere=elsewhere, avoid=frozenset(self._failed_on))
+        finally:
+            self._exchange.waited_ms = turn.waited_ms
 
     # ------------------------------------------------------------ reserve
 
@@ -153,6 +184,7 @@ class _Attempts:
         try:
             reply = await self._open(run)
             run.advance(Event.OPENED)
+            self._gateway.world.sent(run.attempt, self._exchange.facts)
             answer = self._stream if self._exchange.facts.stream else self._plain
             return await answer(reply, run)
         except (asyncio.CancelledError, ConnectionResetError):
@@ -171,6 +203,7 @@ class _Attempts:
             text = "the reservation had lapsed before the request was sent"
             raise Failure(Kind.BUSY, text, fault=Fault.GATEWAY)
         backend, model = self._gateway.backend(attempt)
+        here = attempt.site is Site.LOCAL
         return await backend.open(
             Call(
                 request_id=self._exchange.facts.request_id,
@@ -181,6 +214,8 @@ class _Attempts:
                 timeouts=self._timeouts(attempt),
                 stream=self._exchange.facts.stream,
                 permit=attempt.permit,
+                cache_salt=self._exchange.cache_salt if here else None,
+                priority=_PRIORITY[self._exchange.facts.slo] if here else None,
             )
         )
 
@@ -262,8 +297,11 @@ class _Attempts:
     def _advance_failed(self, run: Run, failure: Failure, *, more: bool) -> Step:
         world = self._gateway.world
         world.failed(run.attempt, failure)
-        event = Event.REFUSED if failure.billed is Billed.NO else Event.LOST
-        return run.advance(event, more=more and world.may_retry())
+        # nobody sends a bill for what a worker of one's own has not answered
+        free = failure.billed is Billed.NO or run.attempt.site is Site.LOCAL
+        event = Event.REFUSED if free else Event.LOST
+        busy = failure.kind is Kind.BUSY  # it did no work, so that asking again multiplies none
+        return run.advance(event, more=more and (busy or world.may_retry()))
 
     def _timeouts(self, attempt: Attempt) -> Timeouts:
         limits = self._gateway.config.limits

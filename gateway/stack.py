@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -24,7 +23,9 @@ from gateway.config import Config
 from gateway.data_dir import DataDir, Running
 from gateway.embedded import EmbeddedServer
 from gateway.keys import issue, make_private_key, public_jwk
-from gateway.processes import Child
+from gateway.local_workers import WORKER_STOP_S, LocalWorkers, count_gpus, planned
+from gateway.processes import Child, tail
+from gateway.tasks import spawn
 
 START_PATIENCE_S = 120.0  # a worker loads torch and a checkpoint; a large one takes longer
 POLL_S = 0.1
@@ -32,7 +33,6 @@ FAILURES_MAX = 2  # a part that fails twice at its start will not get better
 TOKEN_TTL_S = 30 * 86_400
 DEMO_TENANT = "demo"
 ARCHIVER_STOP_S = 10.0  # a batch is written within a second or two
-WORKER_STOP_S = 35.0  # a worker gives running answers 30 s
 
 
 class StartFailed(Exception):
@@ -60,6 +60,9 @@ class Stack:
         self._emulator: Child | None = None
         self.emulator_url = ""
         self.workers: list[Child] = []
+        self._supervised: LocalWorkers | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._rolling: asyncio.Task[bool] | None = None
         self.gateways: list[Child] = []
         self._archiver: Child | None = None
         self.token: str | None = None
@@ -97,6 +100,9 @@ class Stack:
         patience_s = self.config.limits.drain_s + 5.0
         if self._archiver is not None:
             await self._archiver.stop(ARCHIVER_STOP_S)
+        for task in (self._watching, self._rolling):
+            if task is not None:
+                task.cancel()  # a worker that drains is not one that hangs
         await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
         await asyncio.gather(*(child.stop(WORKER_STOP_S) for child in self.workers))
         if self._emulator is not None:
@@ -106,6 +112,14 @@ class Stack:
         self.data.forget_running()
         if self._lock is not None:
             self._lock.close()
+
+    def restart_workers(self) -> None:
+        """Somebody asks for it (SIGUSR1): one after the other, in the background."""
+        names = self.data.asked_restart()
+        if self._supervised is None:
+            self._say("no workers are run here, so none are restarted")
+            return
+        self._rolling = spawn(self._supervised.roll(names), name="restart the workers")
 
     # ------------------------------------------------------------ the parts
 
@@ -148,14 +162,20 @@ class Stack:
         self._environ |= {"YUZUI_ARK_BASE_URL": ark.base_url, "ARK_API_KEY": key}
 
     async def _start_workers(self) -> None:
+        commands = planned(
+            self.config.starts_workers,
+            gpus=count_gpus(self._environ),
+            cores=len(os.sched_getaffinity(0)),
+            cores_per_worker=self.config.pool.cores_per_worker,
+        )
         urls = []
-        for number in range(1, self.config.starts_workers + 1):
+        for wanted in commands:
             port = _free_port()
             command = [sys.executable, "-m", "backends.glm", "--port", str(port)]
-            command += ["--name", f"w{number}"]
+            command += ["--name", wanted.name, *wanted.options]
             if self.config.model is not None:
                 command += ["--model", str(self.config.model.absolute())]
-            self.workers.append(self._child(f"worker-{number}", command))
+            self.workers.append(self._child(wanted.name.replace("w", "worker-"), command))
             urls.append(f"http://127.0.0.1:{port}")
         await asyncio.gather(*(child.start() for child in self.workers))
         for child, url in zip(self.workers, urls, strict=True):
@@ -163,6 +183,16 @@ class Stack:
         workers = (*self.config.workers, *urls)
         self.config = msgspec.structs.replace(self.config, workers=workers)
         self._environ["YUZUI_WORKERS"] = ",".join(workers)
+        if self.workers:
+            self._supervised = LocalWorkers(
+                list(zip(self.workers, urls, strict=True)),
+                data=self.data,
+                hang_s=self.config.pool.hang_s,
+                probe=_probe,
+                say=self._say,
+            )
+            self._supervised.write_status()
+            self._watching = spawn(self._supervised.watch(), name="watch the workers")
 
     async def _start_gateways(self) -> None:
         ports = {"port": self.config.port, "admin_port": self.config.admin_port}
@@ -206,18 +236,27 @@ class Stack:
                 break
             await asyncio.sleep(POLL_S)
         text = f"{child.name} did not come up; the end of {child.log_file}:"
-        raise StartFailed(f"{text}\n{_tail(child.log_file)}")
+        raise StartFailed(f"{text}\n{tail(child.log_file)}")
+
+
+async def _probe(url: str) -> int | None:
+    return await asyncio.to_thread(status_of, url)
 
 
 def answers(url: str) -> bool:
     """Whether the URL answers 200. Only ever asked of our own children on loopback."""
+    return status_of(url) == 200
+
+
+def status_of(url: str) -> int | None:
+    """The status that it answers with; None: it does not answer within two seconds."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2.0)
     try:
         connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
     finally:
         connection.close()
 
@@ -242,7 +281,3 @@ def _check_free(host: str, port: int) -> None:
 def _reachable(host: str) -> str:
     """A host to connect to, for one to listen on."""
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
-
-
-def _tail(file: Path) -> str:
-    return "\n".join(file.read_text(errors="replace").splitlines()[-15:])

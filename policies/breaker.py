@@ -1,7 +1,8 @@
 """Circuit breaker of one target: closed, open, half-open, as pure transitions.
 
-Two signals trip it (the combination is linkerd's): several failures in a row, or one failure that
-says by itself that repeating is useless (account overdue, key refused). A rate-limit answer is no
+Three signals trip it: several failures in a row, too large a share of failures in a window (the
+combination is linkerd's; `policies.outlier`), or one failure that says by itself that repeating is
+useless (account overdue, key refused). A rate-limit answer is no
 sign of illness: it blocks the target until its window ends and leaves the count alone. A caller's
 own mistake (4xx) is neither.
 """
@@ -48,6 +49,11 @@ def sent(breaker: Breaker, now_s: float) -> Breaker:
     return replace(breaker, probing_since_s=now_s)
 
 
+def at_most_until(breaker: Breaker, until_s: float) -> Breaker:
+    """Open for no longer than that: the last worker of all is tried again soon."""
+    return replace(breaker, open_until_s=min(breaker.open_until_s, until_s))
+
+
 def unproven(breaker: Breaker) -> Breaker:
     """The probe ended and proved nothing (its client left, say): the next request is one."""
     return replace(breaker, probing_since_s=None)
@@ -64,8 +70,11 @@ def succeeded(breaker: Breaker) -> Breaker:
     return breaker if breaker.failures == 0 else Breaker()
 
 
-def failed(breaker: Breaker, now_s: float, *, fatal: bool = False) -> Breaker:
-    """The target failed. `fatal`: asking again soon is useless.
+def failed(
+    breaker: Breaker, now_s: float, *, fatal: bool = False, failing: bool = False
+) -> Breaker:
+    """The target failed. `fatal`: asking again soon is useless. `failing`: too many of its last
+    answers were failures (policies.outlier), though not all.
 
     Requests from before a trip fail after it. They say what is known already, so they do not make
     it longer.
@@ -75,7 +84,7 @@ def failed(breaker: Breaker, now_s: float, *, fatal: bool = False) -> Breaker:
         return replace(breaker, open_until_s=max(until_s, breaker.open_until_s))
     failures = breaker.failures + 1
     probe_failed = breaker.trips > 0
-    if not (fatal or probe_failed or failures >= FAILURES_IN_A_ROW):
+    if not (fatal or failing or probe_failed or failures >= FAILURES_IN_A_ROW):
         return replace(breaker, failures=failures)
     trips = min(breaker.trips + 1, TRIPS_MAX)
     open_s = FATAL_OPEN_S if fatal else min(OPEN_FIRST_S * 2 ** (trips - 1), OPEN_MAX_S)

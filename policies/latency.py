@@ -6,7 +6,7 @@ those say nothing of the next burst.
 
 from __future__ import annotations
 
-from policies.types import CloudState, Facts, Value, WorkerState
+from policies.types import BreakerState, CloudState, Facts, Health, Value, WorkerState
 
 # Before anything was measured. A worker measures itself at start-up, so these last for moments.
 DECODE_TOKENS_PER_S = 30.0
@@ -27,24 +27,39 @@ class Forecast(Value, frozen=True, kw_only=True):
 def occupancy(worker: WorkerState) -> int:
     """Requests that hold or await a slot: as reported, or as we know better by what we sent.
 
-    A report is up to 20 ms old; within a burst our own count is ahead of it.
+    A report is up to 20 ms old (a second where it is fetched): what we sent there since, and what
+    was answered since, is added to it.
     """
-    return max(worker.running + worker.waiting, worker.in_flight)
+    return max(worker.running + worker.waiting + worker.unreported, worker.in_flight)
 
 
 def has_room(worker: WorkerState) -> bool:
-    """Whether the worker would take one more request instead of answering busy."""
+    """Whether the worker, left to itself, would take one more request instead of answering busy."""
     return occupancy(worker) < worker.slots + worker.queue_limit
 
 
-def of_worker(worker: WorkerState, facts: Facts, prompt_tokens: int) -> Forecast:
-    """Forecast for a local worker. prompt_tokens: likely size with pictures."""
+def is_free(worker: WorkerState) -> bool:
+    """Whether one more request would begin at once. Requests that wait inside of a worker with
+    slots to spare say that it is its memory that is short, not its slots; one or two of them may
+    only just have come."""
+    if worker.health is not Health.UP or worker.breaker is BreakerState.OPEN or worker.refused:
+        return False
+    stuck = worker.waiting > worker.slots // 8
+    return occupancy(worker) < worker.slots and not stuck
+
+
+def of_worker(
+    worker: WorkerState, facts: Facts, prompt_tokens: int, *, line_ahead: float = 0.0
+) -> Forecast:
+    """Forecast for a local worker. prompt_tokens: likely size with pictures. line_ahead: this
+    worker's share of those that have their turn at the pool before us."""
     decode = worker.decode_tokens_per_s or DECODE_TOKENS_PER_S
     prefill = worker.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
     own_prefill_ms = 1000.0 * prompt_tokens / prefill
     own_decode_ms = 1000.0 * facts.output_tokens_likely / decode
 
-    ahead = occupancy(worker) - worker.slots + 1  # slots must fall free so often before ours does
+    # so often must a slot fall free before ours does
+    ahead = occupancy(worker) + line_ahead - worker.slots + 1
     queued_ms = 0.0
     if ahead > 0:
         output = _mean(worker.in_flight_output_tokens, worker.in_flight, facts.output_tokens_likely)

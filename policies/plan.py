@@ -45,8 +45,8 @@ from policies.weigh import (
 RETRY_AFTER_S = 1  # a slot falls free within seconds
 
 # What may be otherwise in a moment, and what will not.
-PASSING = frozenset({"full", "draining", "down", "breaker_open", "rate_limited"})
-_LASTING = frozenset({"unfit", "remote_image", "unpriced"})
+PASSING = frozenset({"full", "draining", "down", "returning", "breaker_open", "rate_limited"})
+_LASTING = frozenset({"unfit", "remote_image", "unpriced", "other_label", "other_tenant"})
 
 
 def plan(
@@ -69,35 +69,77 @@ def plan(
         steered = steering(there.scopes, snapshot.budgets, snapshot.wall_s)
         if steered.lower_priority:
             facts = replace(facts, slo=SloClass.BATCH)
-    target_ms = _target_ms(facts, rules)
-    local = _order_workers(pool, facts, target_ms, rng)
+    wanted_ms = target_ms(facts, rules)
+    local = _order_workers(pool, facts, wanted_ms, rng)
     # in the order of the route, but a model that would be late gives way to those that are not
     cloud = [w for w in clouds if not w.verdict]
     cloud.sort(
-        key=lambda w: (w.forecast.ttft_ms > target_ms, w.hold_nano if steered.cheaper else 0)
+        key=lambda w: (w.forecast.ttft_ms > wanted_ms, w.hold_nano if steered.cheaper else 0)
     )
+    if not local and not cloud:
+        local = [w for w in pool if w.awaited]
     if not local and not cloud:
         return _no_target(facts, permit, pool, clouds, (here, there))
 
-    in_turn = _local_first(local, cloud, facts, target_ms)
+    in_turn = _local_first(local, cloud, facts, wanted_ms)
     if in_turn or (local and steered.prefer_local and facts.deadline_ms is None):
-        reason = _why_local(facts, permit, local[0], clouds, snapshot, target_ms)
+        reason = _why_local(facts, permit, local[0], clouds, snapshot, wanted_ms)
         reason = reason if in_turn else Reason.BUDGET_SOFT
         ordered = _alternated(local, cloud, rules.attempts_max)
     else:
         reason = _why_cloud(facts, pool, local)
         ordered = _alternated(cloud, local, rules.attempts_max)
+    if snapshot.line.places and ordered and not cloud:
+        # A worker that dies under a request leaves it to the others or, once it is back, to itself.
+        ordered = [ordered[i % len(ordered)] for i in range(rules.attempts_max)]
     attempts = tuple(
         [
             _attempt(w, Reason.FALLBACK if i else reason, permit, here, there)
             for i, w in enumerate(ordered)
         ]
     )
+    if steered.lower_priority:
+        attempts = tuple(replace(attempt, slo=SloClass.BATCH) for attempt in attempts)
     why = _why(facts, reason, [*pool, *clouds], ordered[0])
     return Plan(attempts=attempts, why=replace(why, budgets=steered.notes))
 
 
-def _target_ms(facts: Facts, rules: Rules) -> float:
+def place(
+    facts: Facts,
+    snapshot: Snapshot,
+    rules: Rules,
+    rng: Random,
+    attempt: Attempt,
+    avoid: frozenset[str] = frozenset(),
+) -> Attempt | None:
+    """The local attempt of a plan with the worker that should take it now; None: none is free.
+
+    avoid: workers on which this request has failed already; they get it when no other fits.
+    """
+    route = rules.routes[facts.model]
+    funds = funds_of(facts, Site.LOCAL, snapshot)
+    fit = [w for w in weigh_workers(facts, route, snapshot, funds, rules) if not w.verdict]
+    others = [w for w in fit if w.target not in avoid]
+    free = [w for w in others or fit if w.free]
+    if not free:
+        return None
+    chosen = balance.order([(w.load, w.target, w) for w in free], rng, _holder(free))[0]
+    return replace(
+        attempt,
+        target=chosen.target,
+        hold_nano=chosen.hold_nano,
+        ttft_ms=chosen.forecast.ttft_ms,
+        finish_ms=chosen.forecast.finish_ms,
+        queued_ms=0.0,
+        slots=chosen.slots,
+        hold_max_nano=chosen.hold_max_nano,
+        tight_nano=chosen.tight_nano,
+        tight_tokens=chosen.tight_tokens,
+    )
+
+
+def target_ms(facts: Facts, rules: Rules) -> float:
+    """Until when the first token is wanted: the caller's deadline, or what its class is given."""
     if facts.deadline_ms is not None:
         return float(facts.deadline_ms)
     return rules.ttft_target_ms[facts.slo]
@@ -122,7 +164,14 @@ def _order_workers(
         if not w.verdict:
             scored = (w.load, w.target, w)
             (in_time if _in_time(w, facts, target_ms) else late).append(scored)
-    return balance.order(in_time, rng) + balance.order(late, rng)
+    holder = _holder(pool)
+    return balance.order(in_time, rng, holder) + balance.order(late, rng, holder)
+
+
+def _holder(weighed: Sequence[Weighed]) -> str | None:
+    """The worker that holds most of the prompt, if one does."""
+    best = max(weighed, key=lambda w: (w.holds, w.target), default=None)
+    return best.target if best is not None and best.holds else None
 
 
 def _local_first(
@@ -195,6 +244,7 @@ def _attempt(
         scopes=there.scopes if cloud else here.scopes,
         ttft_ms=weighed.forecast.ttft_ms,
         finish_ms=weighed.forecast.finish_ms,
+        queued_ms=weighed.forecast.queued_ms,
         permit=permit if cloud else None,
         slots=weighed.slots,
         hold_max_nano=weighed.hold_max_nano,
@@ -248,6 +298,8 @@ def _no_target(
         return _refuse(facts, weighed, Reason.BUDGET_EXHAUSTED, text, None)
     if verdicts & _LASTING and not passing:
         text = "no model behind this name can do what the request asks, or its context is too short"
+        if verdicts & {"other_label", "other_tenant"}:
+            text = "no worker here may see requests of this label or tenant, and nothing else fits"
         if "remote_image" in verdicts:
             text = "pictures must be data: URLs: nothing here fetches one from a web address"
         return _refuse(facts, weighed, Reason.UNFIT, text, None)

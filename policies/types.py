@@ -72,6 +72,7 @@ class Reason(StrEnum):
     CLOUD_UNFIT = "cloud_unfit"  # no cloud model can do what the request asks
     # cloud
     POOL_FULL = "pool_full"  # every local slot and queue place is taken
+    QUEUE_LATE = "queue_late"  # it waited at the pool, and no slot would come free in time
     DEADLINE = "deadline"  # the pool would answer later than the caller allows
     POOL_DOWN = "pool_down"  # no worker is fit to be asked
     CLOUD_ASKED = "cloud_asked"
@@ -120,6 +121,13 @@ class ImageSize(Value, frozen=True, kw_only=True, array_like=True):
     detail: str | None = None
 
 
+class Prefix(Value, frozen=True, kw_only=True, array_like=True):
+    """One boundary of a prompt: a hash over everything before it, and its likely tokens."""
+
+    key: str
+    tokens: int
+
+
 class Facts(Value, frozen=True, kw_only=True):
     """What the decision needs to know of one request: sizes and rights, never its text."""
 
@@ -144,6 +152,8 @@ class Facts(Value, frozen=True, kw_only=True):
     deadline_ms: int | None = None  # to the first token
     slo: SloClass = SloClass.INTERACTIVE
     stream: bool = False
+    prefixes: tuple[Prefix, ...] = ()  # where there are several workers to choose from
+    pictures: tuple[str, ...] = ()  # a key for each
 
 
 class Health(StrEnum):
@@ -189,7 +199,19 @@ class WorkerState(Value, frozen=True, kw_only=True):
     decode_tokens_per_s: float = 0.0  # of one request; 0: not measured yet
     prefill_tokens_per_s: float = 0.0
     ttft_ewma_ms: float = 0.0  # peak EWMA seen from here; 0: not measured yet
-    weight: float = 1.0
+    engine: str = "yuzui"  # yuzui | vllm | sglang | openai
+    kv_used: float = 0.0  # share of its key-value cache that is taken, 0..1
+    weight: float = 1.0  # how much it is preferred to others that would be as quick
+    warmth: float = 1.0  # 0..1: below 1 it has only just come, and gets its load little by little
+    levels: frozenset[Sensitivity] = frozenset()  # the labels it may see; empty: all
+    tenants: frozenset[str] = frozenset()  # whose requests it may see; empty: everybody's
+    up_since_s: float = 0.0  # monotonic clock
+    held_tokens: int = 0  # likely in its cache, of the beginning of this request's prompt
+    held_pictures: int = 0  # likely seen by it, of this request's pictures
+    unreported: int = 0  # sent there since its last report, minus answered since
+    refused: bool = False  # it answered busy since its last report
+    heard_s: float = 0.0  # when its last good report came, monotonic clock; 0: never
+    returning: bool = False  # not UP, but it was a moment ago: worth waiting for
 
 
 class CloudState(Value, frozen=True, kw_only=True):
@@ -244,6 +266,26 @@ class BudgetView(Value, frozen=True, kw_only=True):
         return self.limit_nano - self.posted_nano - self.held_nano
 
 
+class Line(Value, frozen=True, kw_only=True):
+    """Requests of this gateway that wait for a local slot, by class.
+
+    places: how many of each class may wait; 0: nobody waits here, and a worker queues for itself
+    """
+
+    interactive: int = 0
+    batch: int = 0
+    places: int = 0
+
+    def ahead(self, slo: SloClass) -> int:
+        """How many have their turn before a newcomer of this class, but for the turns that batch
+        gets in between."""
+        return self.interactive + (self.batch if slo is SloClass.BATCH else 0)
+
+    def has_place(self, slo: SloClass) -> bool:
+        waiting = self.batch if slo is SloClass.BATCH else self.interactive
+        return waiting < self.places
+
+
 class Snapshot(Value, frozen=True, kw_only=True):
     """The world at one moment, read from memory."""
 
@@ -252,6 +294,8 @@ class Snapshot(Value, frozen=True, kw_only=True):
     budgets: Mapping[str, tuple[BudgetView, ...]] = {}  # by scope
     cloud_enabled: bool = False
     wall_s: float = 0.0  # wall clock of the moment, for the pace of budgets
+    line: Line = Line()
+    alerts: tuple[str, ...] = ()  # what an operator should hear of, in words
 
 
 class CloudPermit(Value, frozen=True, kw_only=True):
@@ -271,8 +315,10 @@ class Attempt(Value, frozen=True, kw_only=True):
     scopes: tuple[str, ...]  # every budget scope that this attempt draws on
     ttft_ms: float  # predicted
     finish_ms: float  # predicted
+    queued_ms: float = 0.0  # predicted: the part of ttft_ms spent waiting for a slot
     permit: CloudPermit | None = None
     slots: int = 1  # of the worker, which share the cost of its server
+    slo: SloClass | None = None  # the class it waits in, where that is not the caller's own
     output_tokens_max: int = 0  # what is sent upstream; 0: as the facts say
     hold_max_nano: int = 0  # up to which the hold may grow during a stream; 0: it does not
     tight_nano: int = (

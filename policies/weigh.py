@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from policies import balance, latency, tokens
+from msgspec.structs import replace
+
+from policies import affinity, balance, latency, tokens
 from policies.price import LocalRate, PriceCard, Unpriced, local_cost, quote
 from policies.types import (
     MONEY_NANO_MAX,
@@ -15,6 +17,7 @@ from policies.types import (
     CloudState,
     Facts,
     Health,
+    Line,
     ModelTraits,
     Site,
     SloClass,
@@ -43,6 +46,7 @@ class Rules(Value, frozen=True, kw_only=True):
     """What the operator decided: routes by public name and alias, prices, targets.
 
     server_rate:  what a worker's whole server costs per second; its slots share that
+    patience_ms:  how long a request that has no other place waits for a local slot
     """
 
     routes: Mapping[str, Route]
@@ -51,7 +55,12 @@ class Rules(Value, frozen=True, kw_only=True):
     ttft_target_ms: Mapping[SloClass, float]
     attempts_max: int = 3
     local_total_s: float = 300.0
+    patience_ms: Mapping[SloClass, float] = {}
 
+
+# A worker that cannot be asked now, but soon: it was well a moment ago, or the next probe of its
+# breaker is seconds away. With no other place a request waits for it.
+AWAITED = frozenset({"returning", "breaker_open"})
 
 NO_FORECAST = latency.Forecast(ttft_ms=0.0, finish_ms=0.0)  # of a target that is not asked
 _BACKEND_SCOPE = {site: f"backend:{site.value}" for site in Site}
@@ -59,7 +68,12 @@ _BACKEND_SCOPE = {site: f"backend:{site.value}" for site in Site}
 
 class Weighed(Value, frozen=True, kw_only=True):
     """One target after filtering and pricing; `verdict` is "" when it may be asked, and only then
-    the rest has a meaning. load: to compare workers."""
+    (or when it is `awaited`) the rest has a meaning.
+
+    load: to compare workers.   free: a request would begin there at once.   awaited: it cannot be
+    asked now, but a request without another place may wait for it.   holds: tokens of the prompt
+    that it need not read.
+    """
 
     site: Site
     target: str
@@ -71,6 +85,9 @@ class Weighed(Value, frozen=True, kw_only=True):
     hold_max_nano: int = 0  # this and the next two as in types.Attempt
     tight_nano: int = 0
     tight_tokens: int = 0
+    free: bool = True
+    awaited: bool = False
+    holds: float = 0.0
 
 
 class Funds(Value, frozen=True, kw_only=True):
@@ -107,25 +124,49 @@ def weigh_workers(
     found = []
     counted: ModelTraits | None = None
     images: int | None = None
+    each_slot = _line_per_slot(facts, snapshot)
     for worker in snapshot.workers:
         if worker.traits != counted:  # a pool of equal workers counts its pictures once
             counted, images = worker.traits, local_image_tokens(worker.traits, facts)
-        found.append(_weigh_worker(facts, worker, route, images, funds, rules))
+        verdict = "unfit" if images is None else _misfit(facts, worker, route, images)
+        verdict = verdict or _state_verdict(facts, worker, snapshot.line)
+        awaited = verdict in AWAITED and snapshot.line.has_place(facts.slo)
+        if images is None or (verdict and not awaited):
+            found.append(Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict))
+            continue
+        ahead = each_slot * worker.slots
+        prompt = facts.prompt_tokens_likely + images
+        saved = affinity.saved_tokens(
+            worker.held_tokens, worker.held_pictures, len(facts.pictures), images
+        )
+        unread = max(1, prompt - int(saved))
+        forecast = latency.of_worker(worker, facts, unread, line_ahead=ahead)
+        weighed = _weigh_worker(facts, worker, forecast, images, funds, rules)
+        if saved:
+            weighed = replace(weighed, holds=saved)
+        if verdict and not weighed.verdict:
+            weighed = replace(weighed, verdict=verdict, awaited=True)
+        found.append(weighed)
     return found
+
+
+def _line_per_slot(facts: Facts, snapshot: Snapshot) -> float:
+    """How many of those before us in the line there are for each slot of the pool."""
+    ahead = snapshot.line.ahead(facts.slo)
+    if not ahead:
+        return 0.0
+    slots = sum(worker.slots for worker in snapshot.workers if worker.health is Health.UP)
+    return ahead / max(1, slots)
 
 
 def _weigh_worker(
     facts: Facts,
     worker: WorkerState,
-    route: Route,
-    images: int | None,
+    forecast: latency.Forecast,
+    images: int,
     funds: Funds,
     rules: Rules,
 ) -> Weighed:
-    verdict = "unfit" if images is None else _worker_verdict(facts, worker, route, images)
-    if verdict or images is None:
-        return Weighed(site=Site.LOCAL, target=worker.id, verdict=verdict)
-    forecast = latency.of_worker(worker, facts, facts.prompt_tokens_likely + images)
     full_nano = _local_hold(facts, worker, images, rules, facts.output_tokens_max)
     hold_nano, tight_nano, tight_tokens = full_nano, 0, 0
     if facts.stream and facts.output_tokens_first:
@@ -145,25 +186,50 @@ def _weigh_worker(
         hold_max_nano=full_nano if hold_nano < full_nano else 0,
         tight_nano=tight_nano,
         tight_tokens=tight_tokens,
+        free=latency.is_free(worker),
     )
 
 
-def _worker_verdict(facts: Facts, worker: WorkerState, route: Route, images: int) -> str:
+def fitting(facts: Facts, snapshot: Snapshot, rules: Rules) -> frozenset[str]:
+    """Ids of the workers that could answer a request, whatever their state is now."""
+    route = rules.routes[facts.model]
+    found = set()
+    for worker in snapshot.workers:
+        images = local_image_tokens(worker.traits, facts)
+        if images is not None and not _misfit(facts, worker, route, images):
+            found.add(worker.id)
+    return frozenset(found)
+
+
+def _misfit(facts: Facts, worker: WorkerState, route: Route, images: int) -> str:
+    """Why a worker can never answer this request; empty: it can. One that is away and was never
+    heard of has told neither its model nor its context."""
     if facts.side is Site.CLOUD:
         return "side"
     if route.local != ("*",) and worker.model not in route.local:
         return "other_model"
-    if worker.health is not Health.UP:
+    if worker.levels and facts.label.level not in worker.levels:
+        return "other_label"
+    if worker.tenants and facts.tenant not in worker.tenants:
+        return "other_tenant"
+    if not worker.model and worker.health is not Health.UP:
         return worker.health.value
-    if worker.breaker is BreakerState.OPEN:
-        return "breaker_open"
     if facts.remote_images:
         return "remote_image"  # nothing on the premises fetches a picture from outside
     if not _fits(facts, worker.traits, images):
-        return "unfit"
-    if not latency.has_room(worker):
-        return "full"
+        return "unfit" if worker.health is Health.UP else worker.health.value
     return ""
+
+
+def _state_verdict(facts: Facts, worker: WorkerState, line: Line) -> str:
+    """Why a worker that fits cannot be asked now; empty: it can, perhaps after waiting."""
+    if worker.health is not Health.UP:
+        return "returning" if worker.returning else worker.health.value
+    if worker.breaker is BreakerState.OPEN:
+        return "breaker_open"
+    if line.places:  # who finds no free slot waits at the pool
+        return "" if line.has_place(facts.slo) or latency.is_free(worker) else "full"
+    return "" if latency.has_room(worker) else "full"
 
 
 def weigh_clouds(

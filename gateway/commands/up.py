@@ -105,6 +105,7 @@ async def run_stack(
             await asyncio.wait({starting})
             return 0  # stopped as asked
         starting.result()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stack.restart_workers)
         print(_banner(stack), flush=True)
         if then is not None:
             await _unless(stopping, then)

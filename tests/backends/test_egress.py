@@ -595,3 +595,49 @@ async def test_a_name_that_does_not_resolve_is_connect(
     )
     assert (failure.kind, failure.billed) == (Kind.CONNECT, Billed.NO)
     assert "engine.test" not in failure.message
+
+
+async def test_an_engine_that_is_given_up_ends_what_waits_for_it_and_leaves_what_has_begun() -> (
+    None
+):
+    async def half(server: Server, reader: Reader, writer: Writer) -> None:
+        await server.request(reader)
+        if b"/begun" in server.requests[-1][0]:
+            writer.write(STREAM + chunk(b"a"))
+        await server.until_left(reader)
+
+    async with serving(half) as server:
+        egress = Egress(allowed=[server.url])
+        begun = await egress.open(
+            "POST", server.url + "/begun", headers={}, body=b"", timeouts=PATIENT
+        )
+        chunks = begun.chunks()
+        assert await anext(chunks) == b"a"
+        waiting = asyncio.ensure_future(  # noqa: TID251 - awaited below
+            egress.open("POST", server.url, headers={}, body=b"", timeouts=PATIENT)
+        )
+        await until(lambda: len(server.requests) == 2)
+        egress.abandon("http://127.0.0.1:1")  # somebody else
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        egress.abandon(server.url)
+        with pytest.raises(Failure) as failed:
+            await waiting
+        assert failed.value.kind is Kind.BROKEN
+        assert begun.status == 200
+        left = asyncio.ensure_future(anext(chunks))  # noqa: TID251
+        await asyncio.sleep(0.05)
+        assert not left.done()
+        await egress.close()
+        with pytest.raises(Failure):
+            await left
+
+
+async def test_a_place_that_is_forgotten_is_denied_again() -> None:
+    egress = Egress(allowed=["http://127.0.0.1:1"])
+    with pytest.raises(Failure):
+        await egress.open("GET", "http://127.0.0.1:1/", headers={}, body=None, timeouts=PATIENT)
+    egress.forget("http://127.0.0.1:1")
+    with pytest.raises(EgressDenied):
+        await egress.open("GET", "http://127.0.0.1:1/", headers={}, body=None, timeouts=PATIENT)
+    await egress.close()

@@ -46,6 +46,7 @@ def gateway(**label_rules: Any) -> Any:
         label_rules=LabelRules(**label_rules),
         world=Likely(),
         history=Past(),
+        pool=SimpleNamespace(size=2),
     )
 
 

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from volcenginesdkarkruntime import AsyncArk
 
-from backends.scripted_server import ServerOptions
+from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.rows import Outcome, RowState
 from gateway.tasks import spawn
-from policies.types import Sensitivity, Site
+from policies.types import Sensitivity, Site, SloClass
 from tests.gateway.rig import rig, until
+from tests.ports import free_port
 
 QUICK = ServerOptions(chunks=5)
 # One slot and one place in its queue: the third caller at once finds it full.
@@ -132,7 +133,8 @@ async def test_what_the_pool_cannot_take_in_time_goes_to_the_cloud(books_url: st
 @pytest.mark.parametrize("label", ["sensitive", "SENSITIVE ", "sensitve", ""])
 async def test_what_must_stay_never_reaches_the_cloud(books_url: str, label: str) -> None:
     """However many ask at once, and also when the label is one that nobody knows."""
-    async with rig(books_url, workers=[NARROW], cloud=True) as house:
+    short = {"pool.queue_max": 4}
+    async with rig(books_url, workers=[NARROW], cloud=True, settings=short) as house:
         headers = house.headers(sensitivity=label)
         answers = await asyncio.gather(*(house.ask(headers) for _ in range(64)))
         assert {answer.status for answer in answers} == {200, 503}
@@ -214,16 +216,20 @@ async def test_200_clients_cannot_overspend(books_url: str) -> None:
 
 
 async def test_another_attempt_takes_over_while_nothing_was_delivered(books_url: str) -> None:
-    async with rig(books_url, workers=[QUICK], cloud=True) as house:
+    soon = {"limits.ttft_interactive_s": 0.3}
+    async with rig(books_url, workers=[QUICK], cloud=True, settings=soon) as house:
         house.workers[0].full = True  # it answers busy, which its report does not say
         for stream in (False, True):
             answer = await house.ask(stream=stream)
             assert answer.status == 200
-            assert (answer.header("route"), answer.header("reason")) == (CLOUD, "fallback")
-            assert answer.header("attempts") == "2"
+            # it waited for a report that says otherwise, as long as somebody who waits is given
+            assert (answer.header("route"), answer.header("reason")) == (CLOUD, "queue_late")
+            assert int(answer.header("waited-ms") or 0) > 0
+            # once busy, it is not asked again before it has reported
+            assert answer.header("attempts") in ("1", "2")
         rows = await house.settled()
         assert [row.target for row in rows] == [CLOUD.removeprefix("cloud:")] * 2
-        assert {row.attempts for row in rows} == {2}
+        assert all(row.waited_ms > 0 for row in rows)
 
 
 @pytest.mark.parametrize("fault", [{"cut_after": 3}, {"error_after": 3}, {"garbage_after": 3}])
@@ -277,8 +283,66 @@ async def test_a_worker_that_vanishes_is_replaced_by_the_next_attempt(books_url:
         assert {answer.header("route") for answer in answers} == {"local:w2"}
 
 
+async def test_who_finds_no_free_slot_waits_for_one_and_is_told_how_long(books_url: str) -> None:
+    async with rig(books_url, workers=[NARROW, NARROW]) as house:
+        answers = await asyncio.gather(*(house.ask(stream=n % 2 == 0) for n in range(8)))
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.header("attempts") for answer in answers} == {"1"}
+        rows = await house.settled()
+        assert sum(row.waited_ms == 0 for row in rows) == 2  # as many as there are slots
+        assert max(row.waited_ms for row in rows) > 600  # three turns of 300 ms
+        assert {row.target for row in rows} == {"w1", "w2"}
+
+
+async def test_a_worker_killed_before_its_answer_begins_is_replaced_and_charged_once(
+    books_url: str,
+) -> None:
+    slow = ServerOptions(chunks=5, first_ms=400)
+    async with rig(books_url, workers=[slow, slow]) as house:
+        asking_all = [spawn(house.ask(stream=n % 2 == 0), name="ask") for n in range(6)]
+        await until(lambda: all(worker.running for worker in house.workers))
+        await house.workers[0].kill()
+        answers = await asyncio.gather(*asking_all)
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.header("route") for answer in answers} == {"local:w2"}
+        assert max(int(answer.header("attempts") or 0) for answer in answers) == 2
+        rows = await house.settled()
+        assert len(rows) == 6  # what the dead one was asked for is charged to nobody
+        assert all(row.final for row in rows)
+
+
+async def test_the_only_worker_is_waited_for_when_it_is_started_again(books_url: str) -> None:
+    slow = ServerOptions(chunks=5, first_ms=400, port=free_port())
+    async with rig(books_url, workers=[slow]) as house:
+        asking_all = [spawn(house.ask(stream=n % 2 == 0), name="ask") for n in range(4)]
+        await until(lambda: house.workers[0].running == 4)
+        await house.workers[0].kill()
+        late = spawn(house.ask(), name="late")  # comes while there is no worker at all
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in [*asking_all, late])
+        async with ScriptedServer(slow):
+            answers = await asyncio.gather(*asking_all, late)
+        assert {answer.status for answer in answers} == {200}
+        assert all(int(answer.header("waited-ms") or 0) > 100 for answer in answers)
+        assert len(await house.settled()) == 5
+
+
+async def test_interactive_goes_before_batch_in_the_line(books_url: str) -> None:
+    async with rig(books_url, workers=[NARROW]) as house:
+        batch = {"Authorization": f"Bearer {house.token(slo=SloClass.BATCH)}"}
+        first = spawn(house.ask(), name="first")
+        await until(lambda: house.workers[0].running == 1)
+        later = [spawn(house.ask(batch), name="batch") for _ in range(2)]
+        await asyncio.sleep(0.05)
+        sooner = [spawn(house.ask(), name="interactive") for _ in range(2)]
+        await asyncio.gather(first, *later, *sooner)
+        waited = [int(task.result().header("waited-ms") or 0) for task in (*sooner, *later)]
+        assert waited == sorted(waited)
+
+
 async def test_no_room_anywhere_is_a_503_that_says_when_to_come_back(books_url: str) -> None:
-    async with rig(books_url, workers=[QUICK], cloud=True) as house:
+    impatient = {"pool.wait_interactive_s": 0.3}
+    async with rig(books_url, workers=[QUICK], cloud=True, settings=impatient) as house:
         await house.workers[0].kill()
         await house.fault({"code": "ServerOverloaded"}, rate=1.0)
         await house.ask()  # learns that the cloud is overloaded
@@ -334,7 +398,8 @@ async def test_explain_report_and_pool_on_the_admin_port(books_url: str) -> None
         assert report["total"]["requests"] == 2
         why = await house.admin("POST", "/admin/explain", {"sensitivity": "secret"})
         assert why["why"]["reason"] == "sensitive_pinned"
-        assert [a["target"] for a in why["attempts"]] == ["w1"]
+        # nowhere else to go: should the worker die under it, it waits for its return
+        assert [a["target"] for a in why["attempts"]] == ["w1"] * 3
         pool = await house.admin("GET", "/admin/pool")
         assert pool["workers"][0]["health"] == "up"
         async with house.http.get(f"{house.admin_url}/admin/till") as response:

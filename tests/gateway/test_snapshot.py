@@ -4,12 +4,21 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from backends.base import Failure, Fault, Kind
-from gateway.snapshot import OUTPUT_TOKENS_FIRST, RATE_WAIT_S, RETRY_AFTER_MAX_S, World
+from gateway.snapshot import (
+    MEMORY_MAX,
+    OUTPUT_TOKENS_FIRST,
+    RATE_WAIT_S,
+    RETRY_AFTER_MAX_S,
+    RETURN_S,
+    World,
+)
 from policies.breaker import FAILURES_IN_A_ROW, FATAL_OPEN_S, OPEN_FIRST_S
-from policies.types import Attempt, BreakerState, Reason, Site, Snapshot
-from tests.policies.builders import TRAITS, budget, worker
+from policies.latency import occupancy
+from policies.types import Attempt, BreakerState, Health, Prefix, Reason, Site, Snapshot
+from tests.policies.builders import TRAITS, budget, facts, worker
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
 
@@ -148,6 +157,7 @@ def test_a_success_closes_it_also_when_the_engine_reports_no_usage(
     for _ in range(3):
         kit.fail(Kind.BROKEN, times=FAILURES_IN_A_ROW - 1)
         kit.succeed(output_tokens=tokens)
+        kit.clock.now_s += 60  # their share is another signal, within a window
     assert kit.breaker() is CLOSED
     kit.fail(Kind.BROKEN, times=FAILURES_IN_A_ROW)
     kit.clock.now_s += OPEN_FIRST_S
@@ -156,6 +166,7 @@ def test_a_success_closes_it_also_when_the_engine_reports_no_usage(
 
 
 def test_only_one_request_probes_and_its_failure_waits_longer(kit: Kit) -> None:
+    kit.reports = (worker("w1"), worker("w2"))  # the last one of all is tried again sooner
     kit.fail(Kind.CONNECT, times=FAILURES_IN_A_ROW)
     kit.clock.now_s += OPEN_FIRST_S
     assert kit.breaker() is HALF_OPEN
@@ -282,3 +293,123 @@ def test_retries_are_paid_by_requests(kit: Kit) -> None:
         kit.world.offered()
     assert kit.world.may_retry()
     assert not kit.world.may_retry()
+
+
+def test_a_worker_found_gone_is_not_asked_before_it_has_reported(kit: Kit) -> None:
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    kit.clock.now_s += 0.5
+    kit.fail(Kind.CONNECT)
+    (taken,) = kit.take().workers
+    assert (taken.health, taken.returning) == (Health.DOWN, True)
+    kit.clock.now_s += 0.5
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    (taken,) = kit.take().workers
+    assert (taken.health, taken.returning) == (Health.UP, False)
+
+
+def test_one_death_breaks_many_calls_and_is_one_failure(kit: Kit) -> None:
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    kit.take()
+    kit.fail(Kind.BROKEN, times=3 * FAILURES_IN_A_ROW)
+    assert kit.breaker() is CLOSED
+    for _ in range(FAILURES_IN_A_ROW - 1):  # but one that reports and dies, again and again
+        kit.clock.now_s += 1
+        kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+        kit.take()
+        kit.fail(Kind.BROKEN)
+    assert kit.breaker() is OPEN
+
+
+def test_who_was_away_for_long_is_not_waited_for(kit: Kit) -> None:
+    kit.reports = (worker("w1", health=Health.DOWN, heard_s=kit.clock.now_s),)
+    assert kit.take().workers[0].returning
+    kit.clock.now_s += RETURN_S
+    assert not kit.take().workers[0].returning
+    kit.reports = (worker("w1", health=Health.DOWN),)  # never heard of
+    assert not kit.take().workers[0].returning
+
+
+def test_a_busy_answer_counts_until_the_next_report(kit: Kit) -> None:
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    kit.fail(Kind.BUSY)
+    assert kit.take().workers[0].refused
+    kit.clock.now_s += 0.02
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    assert not kit.take().workers[0].refused
+
+
+def test_what_was_sent_and_answered_since_a_report_is_added_to_it(kit: Kit) -> None:
+    earlier = kit.world.sending(attempt(Site.LOCAL), 1, 1)
+    kit.reports = (worker("w1", running=6),)  # five of them are of other gateways
+    assert kit.take().workers[0].unreported == 0
+    later = kit.world.sending(attempt(Site.LOCAL), 1, 1)
+    assert occupancy(kit.take().workers[0]) == 7
+    earlier.close()
+    earlier.close()  # once is enough
+    later.close()
+    assert occupancy(kit.take().workers[0]) == 5
+
+
+def test_one_that_fails_every_other_time_is_ejected_too(kit: Kit) -> None:
+    kit.reports = (worker("w1"), worker("w2"))
+    for _ in range(5):
+        kit.succeed()
+        kit.fail(Kind.SERVER_ERROR)
+    assert kit.breaker() is OPEN
+
+
+def test_a_callers_own_mistakes_never_eject(kit: Kit) -> None:
+    kit.fail(Kind.BAD_REQUEST, times=100, fault=Fault.CALLER)
+    kit.fail(Kind.CONTEXT, times=100, fault=Fault.CALLER)
+    kit.fail(Kind.BUSY, times=100)
+    assert kit.breaker() is CLOSED
+
+
+def test_the_last_worker_is_not_put_aside_in_silence_nor_for_long(
+    kit: Kit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit.fail(Kind.SERVER_ERROR, times=FAILURES_IN_A_ROW)
+    assert kit.take().alerts == ("no worker can be asked: w1 ejected",)
+    assert "last_worker_ejected" in capsys.readouterr().out
+    for _ in range(4):  # it fails its probes too: it is tried again all the same
+        kit.clock.now_s += OPEN_FIRST_S
+        assert kit.breaker() is HALF_OPEN
+        kit.fail(Kind.SERVER_ERROR)
+    kit.clock.now_s += OPEN_FIRST_S
+    kit.succeed()
+    assert kit.take().alerts == ()
+
+
+def test_one_of_several_is_ejected_for_longer_each_time(kit: Kit) -> None:
+    kit.reports = (worker("w1"), worker("w2"))
+    kit.fail(Kind.SERVER_ERROR, times=FAILURES_IN_A_ROW)
+    kit.clock.now_s += OPEN_FIRST_S
+    kit.fail(Kind.SERVER_ERROR)
+    kit.clock.now_s += OPEN_FIRST_S
+    assert kit.breaker() is OPEN
+    assert kit.take().alerts == ()
+
+
+def test_what_a_worker_has_read_is_remembered_until_it_is_another_process(kit: Kit) -> None:
+    first = facts(prefixes=(Prefix(key="a", tokens=10), Prefix(key="b", tokens=30)))
+    kit.reports = (worker("w1", up_since_s=1.0),)
+    assert kit.world.take(first).workers[0].held_tokens == 0
+    kit.world.sent(attempt(Site.LOCAL), replace(first, pictures=("p",)))
+    asked = facts(
+        prefixes=(Prefix(key="a", tokens=10), Prefix(key="c", tokens=50)), pictures=("p",)
+    )
+    taken = kit.world.take(asked).workers[0]
+    assert (taken.held_tokens, taken.held_pictures) == (10, 1)
+    assert kit.world.take().workers[0].held_tokens == 0
+    kit.reports = (worker("w1", up_since_s=2.0),)
+    assert kit.world.take(asked).workers[0].held_tokens == 0
+
+
+def test_what_is_remembered_is_bounded_and_the_oldest_goes(kit: Kit) -> None:
+    for number in range(MEMORY_MAX + 10):
+        asked = facts(prefixes=(Prefix(key=f"k{number}", tokens=1),))
+        kit.world.sent(attempt(Site.LOCAL), asked)
+    memory = kit.world.target("w1").memory
+    assert len(memory) == MEMORY_MAX
+    assert "k9" not in memory
+    assert "k10" in memory

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.balance import load, order
+from policies.balance import COLDEST, load, order, warmth
 from policies.latency import of_worker
 from tests.policies.builders import facts, worker
 
@@ -81,3 +81,24 @@ def test_gateways_that_do_not_see_each_other_do_not_all_take_the_same_worker() -
             running[name] -= running[name] // 4
     assert worst < 8
     assert max(running.values()) - min(running.values()) <= 8
+
+
+def test_a_favourite_is_compared_whoever_is_drawn_and_wins_only_if_it_has_less_to_do() -> None:
+    rows = [(float(i), name, name) for i, name in enumerate("abcd")]
+    assert {order(rows, Random(n), "a")[0] for n in range(50)} == {"a"}
+    assert {order(rows, Random(n), "d")[0] for n in range(50)} == {"a", "b", "c"}
+    assert {order(rows, Random(n), "gone")[0] for n in range(50)} == {"a", "b", "c"}
+
+
+def test_a_newcomer_gets_its_load_little_by_little() -> None:
+    assert [warmth(s, 10.0) for s in (0, 1, 5, 10, 99)] == [COLDEST, 0.1, 0.5, 1.0, 1.0]
+    assert warmth(0.0, 0.0) == 1.0
+    asked = facts()
+    cold, warm = (load(worker(warmth=w), of_worker(worker(), asked, 100)) for w in (0.1, 1.0))
+    assert cold == pytest.approx(10 * warm)
+
+
+def test_of_two_equals_the_heavier_one_is_preferred() -> None:
+    asked = facts()
+    plain, heavy = (load(worker(weight=w), of_worker(worker(), asked, 100)) for w in (1.0, 2.0))
+    assert heavy == plain / 2

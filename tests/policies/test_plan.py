@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from policies.plan import plan
+from policies.plan import place, plan
 from policies.types import (
     BreakerState,
     BudgetView,
@@ -18,6 +18,7 @@ from policies.types import (
     Facts,
     Health,
     ImageSize,
+    Line,
     Plan,
     Reason,
     Refusal,
@@ -222,6 +223,7 @@ REASONS: dict[str, Case] = {
 # Given to attempts, or before the plan.
 ELSEWHERE = {Reason.FALLBACK, Reason.MODEL_FORBIDDEN}
 ELSEWHERE |= {Reason.BUDGET_SOFT}  # test_steer.py
+ELSEWHERE |= {Reason.QUEUE_LATE}  # gateway/waiting.py
 # Repeating these cannot help, whatever becomes of the pool in the next second.
 FINAL = {
     Reason.BUDGET_EXHAUSTED,
@@ -568,3 +570,70 @@ def test_a_free_slot_that_looks_slow_is_asked_all_the_same() -> None:
     queued = worker(decode_tokens_per_s=0.1, prefill_tokens_per_s=0.1, running=1, slots=1)
     crowded = decide(facts(), snapshot(queued, clouds=BOTH))
     assert (crowded.why.reason, crowded.attempts[0].site) == (Reason.POOL_FULL, Site.CLOUD)
+
+
+def waiting(world: Snapshot, **line: int) -> Snapshot:
+    return replace(world, line=Line(**{"places": 4, **line}))
+
+
+def test_who_finds_the_slots_taken_waits_as_long_as_there_are_places() -> None:
+    world = snapshot(full(), full("w2"))
+    assert isinstance(decide(facts(), world), Refusal)
+    made = decide(facts(), waiting(world))
+    assert isinstance(made, Plan)
+    assert made.attempts[0].queued_ms > 0
+    refused = decide(facts(), waiting(world, interactive=4))
+    assert isinstance(refused, Refusal)
+    assert {c.verdict for c in refused.why.considered} == {"full"}
+
+
+def test_those_before_us_in_the_line_are_part_of_the_forecast() -> None:
+    queued = []
+    for ahead in (0, 1, 2, 3):
+        made = decide(facts(), waiting(snapshot(worker(running=8)), interactive=ahead))
+        assert isinstance(made, Plan)
+        queued.append(made.attempts[0].queued_ms)
+    assert queued == sorted(set(queued))
+    batch = decide(facts(), waiting(snapshot(worker(running=8)), batch=3))
+    assert isinstance(batch, Plan)
+    assert batch.attempts[0].queued_ms == queued[0]  # interactive goes before batch
+
+
+def test_a_worker_that_was_well_a_moment_ago_is_waited_for_when_nothing_else_is_there() -> None:
+    away = worker(health=Health.DOWN, returning=True)
+    assert isinstance(decide(facts(), snapshot(away)), Refusal)
+    made = decide(facts(), waiting(snapshot(away)))
+    assert isinstance(made, Plan)
+    assert [a.target for a in made.attempts] == ["w1"] * 3
+    cloudy = decide(facts(), waiting(snapshot(away, clouds=BOTH)))
+    assert isinstance(cloudy, Plan)
+    assert (cloudy.attempts[0].site, cloudy.why.reason) == (Site.CLOUD, Reason.POOL_DOWN)
+    gone = decide(facts(), waiting(snapshot(worker(health=Health.DOWN))))
+    assert isinstance(gone, Refusal)
+
+
+def test_a_worker_may_be_for_some_labels_and_tenants_only() -> None:
+    public = worker("w1", levels=frozenset({PUBLIC}))
+    ours = worker("w2", tenants=frozenset({"acme"}))
+    made = decide(facts(level=SENSITIVE), snapshot(public, ours))
+    assert isinstance(made, Plan)
+    assert {a.target for a in made.attempts} == {"w2"}
+    refused = decide(facts(level=SENSITIVE, tenant="other"), snapshot(public, ours))
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.UNFIT
+    assert "label or tenant" in refused.message
+    assert {c.verdict for c in refused.why.considered} == {"other_label", "other_tenant"}
+
+
+def test_a_free_worker_is_placed_and_one_that_failed_us_only_when_no_other_fits() -> None:
+    here = decide(facts(), snapshot(worker()))
+    assert isinstance(here, Plan)
+    planned = here.attempts[0]
+    both = snapshot(worker("w1"), worker("w2", running=8))
+    found = place(facts(), both, rules(), Random(0), planned)
+    assert found is not None
+    assert (found.target, found.reason, found.queued_ms) == ("w1", planned.reason, 0.0)
+    assert place(facts(), both, rules(), Random(0), planned, frozenset({"w1"})) is None
+    again = place(facts(), both, rules(), Random(0), planned, frozenset({"w1", "w2"}))
+    assert again is not None
+    assert again.target == "w1"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from backends import pool as pool_module
 from backends.base import Call, Timeouts
 from backends.chat import ChatRequest, Message
 from backends.egress import Egress
-from backends.pool import OTHER_CAPABILITIES, OTHER_SLOTS, Pool
+from backends.pool import Member, Pool, registry
+from backends.pool.worker import OTHER_CAPABILITIES, OTHER_SLOTS
 from backends.scripted_server import CONTEXT_TOKENS, ScriptedServer, ServerOptions
 from policies.types import Capability, Health
 from tests.backends.servers import (
@@ -31,7 +31,7 @@ from tests.backends.servers import (
 
 
 @asynccontextmanager
-async def following(urls: Sequence[str], **options: Any) -> AsyncIterator[Pool]:
+async def following(urls: Sequence[str | Member], **options: Any) -> AsyncIterator[Pool]:
     egress = Egress(allowed=[])
     pool = Pool(egress, urls, **options)
     await pool.start()
@@ -119,7 +119,7 @@ async def test_one_of_three_is_killed_and_comes_back() -> None:
 
 async def test_a_worker_that_falls_silent_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Timeouts(connect_s=5, first_s=0.2, idle_s=0.2, total_s=600)
-    monkeypatch.setattr(pool_module, "WATCH_TIMEOUTS", quick)
+    monkeypatch.setattr(registry, "WATCH_TIMEOUTS", quick)
     report = {"engine": "yuzui", "model": "m", "max_model_len": 9, "state": "ok"}
 
     async def hang_after_one_line(server: Server, reader: Reader, writer: Writer) -> None:
@@ -183,7 +183,7 @@ async def test_one_bad_probe_proves_nothing_and_three_seconds_of_them_do() -> No
             asked = len(server.requests)
             await until(lambda: len(server.requests) >= asked + 3)
             assert health(pool) == [Health.UP]
-            now_s += pool_module.REPORT_GAP_S
+            now_s += registry.REPORT_GAP_S
             await until(lambda: health(pool) == [Health.DOWN])
 
 
@@ -207,7 +207,7 @@ async def test_odd_answers_never_end_the_watch_and_never_make_a_worker(
     async with another_engine(answers) as server, following([server.url]) as pool:
         await until(lambda: len(server.requests) >= 4)
         assert health(pool) == [Health.DOWN]
-        assert all(not task.done() for task in pool._tasks)
+        assert all(not task.done() for task in pool._tasks.values())
 
 
 async def test_a_worker_of_the_pool_can_be_asked() -> None:

@@ -1,0 +1,71 @@
+"""`yuzui worker`: one local GLM worker; with --announce it also tells the gateways of itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from backends.glm.__main__ import main as worker_main
+from gateway.commands.announce import add_announcement, announcement
+from gateway.commands.options import add_config, load_config
+from gateway.heartbeats import Announcement, announce
+
+PATIENCE_S = 3.0  # for taking the announcement back at the end
+
+
+def main(argv: Sequence[str]) -> int:
+    """The worker's own options are the worker's; those of the announcement are taken out here."""
+    parser = argparse.ArgumentParser(prog="yuzui worker", add_help=False, allow_abbrev=False)
+    add_config(parser)
+    add_announcement(parser, required=False)
+    args, rest = parser.parse_known_args(argv)
+    if args.announce is None:
+        if "-h" in rest or "--help" in rest:
+            print(_HELP)
+        return worker_main(rest)
+    said, redis_url = announcement(parser, args, load_config(parser, args), name=None)
+    beside = _Beside(said, redis_url)
+    beside.start()
+    try:
+        return worker_main(rest)
+    finally:
+        beside.stop()
+
+
+_HELP = (
+    "Besides what follows: --announce URL [--announce-name ID] [--redis URL] [--label LEVEL]\n"
+    "[--tenant NAME] [--weight W] [--slots N] writes the worker into the gateways' Redis, as\n"
+    "`yuzui announce` does for any engine.\n"
+)
+
+
+class _Beside:
+    """The announcement on a loop and thread of its own. A process that is stopped or hangs stops
+    announcing itself too."""
+
+    def __init__(self, said: Announcement, redis_url: str) -> None:
+        self._said = said
+        self._redis_url = redis_url
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="announce", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(PATIENCE_S)
+
+    def _run(self) -> None:
+        asyncio.run(self._announce())
+
+    async def _announce(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await announce(self._said, self._redis_url, self._stop)
