@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # For bench-gateway, demo and the like: make bench-gateway ARGS="--seconds 5"
 ARGS ?=
 
-.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget nano lock clean
+.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget proof-reconcile nano lock clean
 
 help: ## this text
 	@echo 'Yuzui: one OpenAI-compatible address before your own GLM-4.6V workers and Volcano Engine Ark.'
@@ -63,6 +63,9 @@ soak-engine: $(STAMP) ## 2,000 requests with random aborts: nothing is kept, eve
 
 proof-budget: $(STAMP) ## that no budget is overspent and no hold leaks (an hour; ARGS=--quick)
 	@exec $(BIN)/python -m tests.proof.budget $(ARGS)
+
+proof-reconcile: $(STAMP) ## a synthetic month against its bill, with one item in a hundred wrong
+	@exec $(BIN)/python -m tests.bench.reconcile $(ARGS)
 
 nano: $(STAMP) ## train the shipped glm-4.6v-nano anew (about an hour on two cores; resumes)
 	@exec $(BIN)/python -m backends.glm.nano.train $(ARGS)

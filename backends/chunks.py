@@ -47,6 +47,8 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Chunk(msgspec.Struct, gc=False):
+    model: msgspec.Raw = _ABSENT
+    service_tier: msgspec.Raw = _ABSENT
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
@@ -59,6 +61,8 @@ class _BodyChoice(msgspec.Struct, gc=False):
 
 
 class _Body(msgspec.Struct, gc=False):
+    model: msgspec.Raw = _ABSENT
+    service_tier: msgspec.Raw = _ABSENT
     choices: list[_BodyChoice] | None = None
     usage: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
@@ -116,7 +120,9 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 _BODY = msgspec.json.Decoder(_Body)
 _USAGE = msgspec.json.Decoder(_Usage)
 _MULTIMODAL = msgspec.json.Decoder(_Multimodal)
+_PLAIN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _YUZUI = msgspec.json.Decoder(_Yuzui)
+_STR = msgspec.json.Decoder(str)
 _ERROR = msgspec.json.Decoder(_Error)
 _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 
@@ -141,7 +147,7 @@ def read_event(raw: bytes) -> Event:
         raise _in_band(error)
     usage = None
     if chunk.usage and bytes(chunk.usage) != b"null":
-        usage = _usage_of(chunk.usage, chunk.yuzui)
+        usage = _usage_of(chunk)
     elif choices is None:
         raise _nonsense(data, chunk.object)
     if not choices:
@@ -175,7 +181,7 @@ def read_body(body: bytes) -> tuple[Usage | None, str | None]:
         raise _in_band(error)
     if not answer.choices:
         raise _nonsense(body, answer.object)
-    return _usage_of(answer.usage, answer.yuzui), answer.choices[0].finish_reason
+    return _usage_of(answer), answer.choices[0].finish_reason
 
 
 def read_error(body: bytes) -> UpstreamError:
@@ -243,9 +249,9 @@ def _carries(delta: _Delta) -> bool:
     return bool(delta.refusal) and bytes(delta.refusal) not in _NOTHING
 
 
-def _usage_of(raw: msgspec.Raw, yuzui: msgspec.Raw) -> Usage | None:
+def _usage_of(said: _Chunk | _Body) -> Usage | None:
     try:
-        usage = _USAGE.decode(raw)
+        usage = _USAGE.decode(said.usage)
     except _UNREADABLE:
         return None
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
@@ -264,8 +270,20 @@ def _usage_of(raw: msgspec.Raw, yuzui: msgspec.Raw) -> Usage | None:
         cached_tokens=_within(cached, prompt),
         image_tokens=_within(image, prompt),
         reasoning_tokens=_within(reasoning, completion),
-        slot_ms=_slot_ms(yuzui),
+        slot_ms=_slot_ms(said.yuzui),
+        served_model=_name(said.model),
+        service_tier=_name(said.service_tier),
     )
+
+
+def _name(raw: msgspec.Raw) -> str:
+    """A model or a tier as the engine names it; nothing when it is no plain word."""
+    if not raw:
+        return ""
+    try:
+        return _word(_STR.decode(raw))
+    except _UNREADABLE:
+        return ""
 
 
 def _image_tokens(raw: msgspec.Raw) -> int:
@@ -332,7 +350,7 @@ def _text(value: object) -> str:
 
 def _word(text: str) -> str:
     """A code or a field name that is safe to pass on; anything else is dropped."""
-    return text if re.fullmatch(r"[A-Za-z0-9_.\[\]-]{1,64}", text) else ""
+    return text if _PLAIN.fullmatch(text) else ""
 
 
 def _said(error: UpstreamError) -> str:

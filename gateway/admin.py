@@ -13,6 +13,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from gateway.admin_budgets import budget_paths
@@ -20,11 +21,13 @@ from gateway.admin_io import answer_json, moment, read_json
 from gateway.archive.entries import Entry
 from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.data_dir import DataDir
+from gateway.drift import image_drift
 from gateway.errors import GatewayError
 from gateway.facts import new_request_id
 from gateway.gateway import Gateway
 from gateway.report import GROUPS, summarise
-from gateway.rows import Row
+from gateway.rows import Row, RowState
+from gateway.utilisation import utilisation
 from policies import sensitivity, tokens
 from policies.plan import plan
 from policies.types import (
@@ -36,7 +39,11 @@ from policies.types import (
     SloClass,
 )
 
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+_log = structlog.get_logger("yuzui.admin")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LINES_BYTES = 64 * 1024  # of rows that are written at once
 
 
 class RestartAsked(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,8 +81,11 @@ def admin_routes(gateway: Gateway) -> list[web.RouteDef]:
     guarded = [
         *budget_paths(gateway),
         ("GET", "/admin/report", act.report),
+        ("GET", "/admin/drift", act.drift),
+        ("GET", "/admin/utilisation", act.utilisation),
         ("GET", "/admin/rows", act.rows),
         ("GET", "/admin/entries", act.entries),
+        ("POST", "/admin/corrections", act.correct),
         ("GET", "/admin/till", act.till),
         ("GET", "/admin/pool", act.pool),
         ("GET", "/admin/workers", act.workers),
@@ -100,8 +110,28 @@ class _Admin:
         rows = self._rows(request)
         return answer_json(await summarise(rows, by=by, zone=zone, tenant=tenant))
 
-    async def rows(self, request: web.Request) -> web.Response:
+    async def drift(self, request: web.Request) -> web.Response:
+        found = await image_drift(self._rows(request))
+        shown = [{**msgspec.structs.asdict(d), "alarming": d.alarming} for d in found]
+        return answer_json(shown)
+
+    async def utilisation(self, request: web.Request) -> web.Response:
+        now_ms = int(time.time() * 1000)
+        until_ms = moment(request, "until")
+        return answer_json(
+            await utilisation(
+                self._rows(request),
+                rate=self._gateway.rules.server_rate,
+                workers=len(self._gateway.pool.states()),
+                since_ms=moment(request, "since"),
+                until_ms=now_ms if until_ms is None else min(until_ms, now_ms),
+            )
+        )
+
+    async def rows(self, request: web.Request) -> web.StreamResponse:
         wanted = request.query.get("request_id")
+        if request.query.get("form") == "lines":
+            return await self._row_lines(request)
         return answer_json(
             [row async for row in self._rows(request) if wanted is None or row.request_id == wanted]
         )
@@ -117,6 +147,49 @@ class _Admin:
             raise GatewayError(400, "invalid_value", text, param="after")
         found = await hot.entries(after, "+", limit=PAGE_ROWS)
         return answer_json(HotPage(marks=marks, entries=found))
+
+    async def _row_lines(self, request: web.Request) -> web.StreamResponse:
+        """One row a line, as they are read: a day may have more than memory should hold."""
+        response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await response.prepare(request)
+        lines = bytearray()
+        async for row in self._rows(request):
+            lines += msgspec.json.encode(row) + b"\n"
+            if len(lines) >= LINES_BYTES:
+                await response.write(bytes(lines))
+                lines.clear()
+        await response.write(bytes(lines))
+        await response.write_eof()
+        return response
+
+    async def correct(self, request: web.Request) -> web.Response:
+        """Books corrections, each once. What is corrected is read from the ledger, so that nobody
+        can have a row corrected that is not there or is not open."""
+        asked = await read_json(request, list[Row])
+        done = []
+        for correction in asked:
+            original = await self._unreconciled(correction)
+            try:
+                found = await self._gateway.ledger.correct(original, correction)
+            except ValueError as error:
+                raise GatewayError(400, "invalid_value", str(error)) from None
+            _log.info(
+                "corrected",
+                hold_id=correction.hold_id,
+                difference_nano=found.difference_nano,
+                already=found.already,
+                reason=correction.reason,
+            )
+            done.append({"hold_id": correction.hold_id, **msgspec.structs.asdict(found)})
+        return answer_json(done)
+
+    async def _unreconciled(self, correction: Row) -> Row:
+        at_ms = correction.at_ms
+        async for row in self._gateway.ledger.rows(since_ms=at_ms, until_ms=at_ms + 1):
+            if row.hold_id == correction.hold_id and row.state == RowState.UNRECONCILED:
+                return row
+        text = f"no unreconciled row {correction.hold_id} is in the books"
+        raise GatewayError(404, "not_found", text)
 
     async def till(self, _: web.Request) -> web.Response:
         return answer_json(await self._gateway.ledger.till())
@@ -181,7 +254,7 @@ def _guard(gateway: Gateway, handler: Handler) -> Handler:
     """Lets only the bearer of the admin token through."""
     wanted = f"Bearer {gateway.admin_token}".encode()
 
-    async def guarded(request: web.Request) -> web.Response:
+    async def guarded(request: web.Request) -> web.StreamResponse:
         given = request.headers.getall("authorization", ())
         if len(given) != 1 or not hmac.compare_digest(given[0].encode(), wanted):
             text = "the admin port wants `Authorization: Bearer <admin token>`"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -37,6 +39,18 @@ class AdminClient:
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
     ) -> Any:
         """Sends one request; returns the decoded JSON. Raises AdminError."""
+        with self._asked(method, path, query, body) as response:
+            return msgspec.json.decode(response.read())
+
+    def lines(self, path: str, *, query: dict[str, str]) -> Iterator[bytes]:
+        """Sends a GET; yields the lines of its answer as they come. Raises AdminError."""
+        with self._asked("GET", path, query, None) as response:
+            yield from response
+
+    @contextmanager
+    def _asked(
+        self, method: str, path: str, query: dict[str, str] | None, body: object
+    ) -> Iterator[http.client.HTTPResponse]:
         parts = urlsplit(self._url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         target = f"{path}?{urlencode(query)}" if query else path
@@ -45,17 +59,17 @@ class AdminClient:
             headers = {"Authorization": f"Bearer {self._token}", ACTOR_HEADER: self.actor}
             connection.request(method, target, body=data, headers=headers)
             response = connection.getresponse()
-            answer = msgspec.json.decode(response.read())
+            if response.status != 200:
+                said = msgspec.json.decode(response.read()).get("error", {})
+                raise AdminError(str(said.get("message", response.reason)))
+            yield response
         except (OSError, http.client.HTTPException):
             text = f"no gateway answers at {self._url}; is `yuzui up` running in this folder?"
             raise AdminError(text) from None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, AttributeError):
             raise AdminError(f"what answers at {self._url} is not a Yuzui admin port") from None
         finally:
             connection.close()
-        if response.status != 200:
-            raise AdminError(str(answer.get("error", {}).get("message", response.reason)))
-        return answer
 
 
 def _account() -> str:

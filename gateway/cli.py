@@ -24,6 +24,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("gateway.commands.report", "what was asked, answered, spent and saved"),
     "tco": ("gateway.commands.tco", "buy or rent: what the traffic cost, and would have cost"),
     "archive": ("gateway.commands.archive", "ledger rows in Parquet: move, look, query, export"),
+    "prices": (
+        "gateway.commands.prices",
+        "price cards: check, compare, show, quote",
+    ),
+    "reconcile": (
+        "gateway.commands.reconcile",
+        "a day of the books against its bill",
+    ),
     "explain": ("gateway.commands.explain", "where a request would go, without sending it"),
 }
 

@@ -83,6 +83,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "YUZUI_ARK_BASE_URL": "ark.base_url",
     "ARK_API_KEY": "ark.api_key",
     "YUZUI_ARCHIVE_URL": "archive.url",
+    "VOLC_ACCESSKEY": "ark.access_key",
+    "VOLC_SECRETKEY": "ark.secret_key",
     "YUZUI_AUTH_SECRET": "auth.secret",
     "YUZUI_JWKS_FILE": "auth.jwks_file",
     "YUZUI_JWKS_URL": "auth.jwks_url",

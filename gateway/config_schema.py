@@ -8,7 +8,7 @@ task, finding them is `config`'s.
 from __future__ import annotations
 
 import ipaddress
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -19,12 +19,14 @@ from msgspec import Meta
 from backends.base import Timeouts
 from gateway.config_read import Invalid, Secret
 from policies.sensitivity import NAMES, LabelRules
-from policies.types import NANO_PER_CNY, Sensitivity
+from policies.server_cost import ServerRate, server_rate
+from policies.types import Sensitivity
 
 Port = Annotated[int, Meta(ge=0, le=65_535, description="0: any free port")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400, description="seconds")]
 Processes = Annotated[int, Meta(ge=1, le=256)]
 Tokens = Annotated[int, Meta(ge=1, le=16_777_216, description="tokens")]
+Watts = Annotated[float, Meta(ge=0, le=1e6, description="watts")]
 Cny = Annotated[float, Meta(ge=0, le=1e9, description="CNY")]
 Kid = Annotated[str, Meta(min_length=1, max_length=128)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -122,14 +124,22 @@ class ArkConfig(Section, frozen=True, kw_only=True):
 
     endpoints: an endpoint's id (ep-...) says nothing of what stands behind it: the model id whose
                limits, dialect and prices it has
+    access_key, secret_key: of the account, for bills (`yuzui reconcile`) and nothing else; an API
+               key cannot read them
+    control_url: where to ask for bills; None: the vendor's own address
     """
 
     base_url: str = "https://ark.cn-beijing.volces.com/api/v3"
     api_key: Secret | None = None
     endpoints: dict[Name, Name] = {}
+    access_key: Secret | None = None
+    secret_key: Secret | None = None
+    control_url: str | None = None
 
     def __post_init__(self) -> None:
         check_url(self.base_url, "base_url")
+        if self.control_url is not None:
+            check_url(self.control_url, "control_url")
 
     @property
     def enabled(self) -> bool:
@@ -170,34 +180,56 @@ class SensitivityConfig(Section, frozen=True, kw_only=True):
 
 
 class PricesConfig(Section, frozen=True, kw_only=True):
-    """Where Ark's prices stand. card: a price card of one's own; None: the shipped one."""
+    """Where Ark's prices stand.
 
-    card: Path | None = None
+    cards: price cards of one's own, files or folders of them, instead of the shipped ones. Each
+           says from which day on it is valid; a request is priced by the one of its time.
+    """
+
+    cards: tuple[Path, ...] = ()
 
 
 class LocalCostConfig(Section, frozen=True, kw_only=True):
     """What one's own server costs: the books charge local answers by the second of a slot.
 
     The defaults are one workstation with a 24 GB card: 33,000 CNY (second-hand reports of 2025 say
-    28,000 to 38,000), written off over three years, 600 W under load, 0.80 CNY a kWh, 2,000 CNY a
-    year for room and hands. They are guesses to be replaced, not facts.
+    28,000 to 38,000), written off over three years to nothing, 90 W idle and 600 W under load, 0.80
+    CNY a kWh, 2,000 CNY a year for room and hands. They are guesses to be replaced, not facts.
+
+    residual_cny:           what the server is still worth after those years
+    idle_watts, load_watts: what it draws without work, and with every slot taken. The difference
+                            is what answering adds to the bill: the marginal cost.
     """
 
     server_price_cny: Cny = 33_000.0
+    residual_cny: Cny = 0.0
     years: Annotated[float, Meta(gt=0, le=50, description="years")] = 3.0
-    power_w: Annotated[float, Meta(ge=0, le=1e6, description="watts")] = 600.0
+    idle_watts: Watts = 90.0
+    load_watts: Watts = 600.0
     kwh_price_cny: Cny = 0.8
     upkeep_cny_per_year: Cny = 2_000.0
 
-    @property
-    def server_nano_per_s(self) -> int:
-        """Cost of one worker's server in nano-CNY a second, rounded up; shared by its slots."""
-        year_s = 365 * 86_400
-        server, years, watts, kwh, upkeep = (
-            Decimal(str(getattr(self, field))) for field in self.__struct_fields__
+    def __post_init__(self) -> None:
+        if self.residual_cny > self.server_price_cny:
+            raise Invalid("residual_cny", "is above server_price_cny")
+        if self.idle_watts > self.load_watts:
+            raise Invalid("idle_watts", "is above load_watts")
+
+    def server_rate(self) -> ServerRate:
+        """What one worker's server costs a second; its slots share that."""
+
+        def exact(figure: float) -> Decimal:
+            return Decimal(str(figure))
+
+        return server_rate(
+            price_cny=exact(self.server_price_cny),
+            residual_cny=exact(self.residual_cny),
+            years=exact(self.years),
+            idle_watts=exact(self.idle_watts),
+            load_watts=exact(self.load_watts),
+            cny_per_kwh=exact(self.kwh_price_cny),
+            upkeep_cny_per_year=exact(self.upkeep_cny_per_year),
         )
-        cny = (server / years + upkeep) / year_s + watts / 1000 * kwh / 3600
-        return int((cny * NANO_PER_CNY).to_integral_value(ROUND_CEILING))
 
 
 class LocalTimeouts(Timeouts, frozen=True, kw_only=True):

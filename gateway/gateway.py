@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -24,15 +24,16 @@ from gateway.admission import Admission
 from gateway.alerts import Alerts
 from gateway.auth import Authenticator
 from gateway.config import Config
+from gateway.drift import DriftWatch
 from gateway.heartbeats import BEAT_EVERY_S, Heartbeats
 from gateway.history import History
 from gateway.ledger import Ledger, LedgerFault, LedgerUnavailable
-from gateway.prices import load_card
+from gateway.prices import load_book
 from gateway.snapshot import World
 from gateway.spool import Spool
 from gateway.tasks import spawn
 from gateway.waiting import WaitingRoom
-from policies.price import LocalRate
+from policies.price import PriceBook, PriceCard, Unpriced
 from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
 from policies.weigh import Route, Rules
 
@@ -51,7 +52,9 @@ class Gateway:
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self.config = config
         self.ledger = ledger
-        self.rules = rules_of(config)
+        self._book = load_book(config.prices.cards)
+        self._rules = rules_of(config, self._book, _now_ms())
+        self._rules_until_ms = self._book.until_ms(_now_ms())
         self.label_rules = config.sensitivity.rules()
         self.rng = random.Random(secrets.randbits(64))  # noqa: S311 - draws workers, not secrets
         self.admission = Admission(config.limits.in_flight_max)
@@ -99,10 +102,20 @@ class Gateway:
         if config.limits.local_without_books:
             self.spool = Spool.open(config.data_dir / "spool", strict=config.strict)
         self.history = History(config.limits.output_tokens_max)
+        self.drift = DriftWatch(time.monotonic)
         self._later: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ what a request needs
+
+    @property
+    def rules(self) -> Rules:
+        """By the price card that is valid now. A request keeps those of its arrival."""
+        if self._rules_until_ms is not None and _now_ms() >= self._rules_until_ms:
+            self._rules = rules_of(self.config, self._book, _now_ms())
+            self._rules_until_ms = self._book.until_ms(_now_ms())
+            _log.info("price_card", version=self._rules.prices.version)
+        return self._rules
 
     def backend(self, attempt: Attempt) -> tuple[Backend, str]:
         """Who carries an attempt, and the model's name there."""
@@ -212,18 +225,17 @@ class Gateway:
             await wire.close()
 
 
-def rules_of(config: Config) -> Rules:
-    """What the operator decided, in the vocabulary of the decision."""
+def rules_of(config: Config, book: PriceBook, at_ms: int) -> Rules:
+    """What the operator decided, in the vocabulary of the decision, with the prices of a moment
+    (milliseconds since 1970)."""
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
         route = Route(name=name, local=model.local, cloud=model.cloud)
         routes.update({spelled: route for spelled in (name, *model.aliases)})
-    prices = load_card(config.prices.card)
-    endpoints = {name: prices.price_of(model) for name, model in config.ark.endpoints.items()}
     return Rules(
         routes=routes,
-        prices=replace(prices, models={**prices.models, **endpoints}),
-        server_rate=LocalRate(nano_per_slot_s=config.local_cost.server_nano_per_s),
+        prices=with_endpoints(book.at(at_ms), config.ark.endpoints),
+        server_rate=config.local_cost.server_rate(),
         ttft_target_ms={
             SloClass.INTERACTIVE: 1000.0 * config.limits.ttft_interactive_s,
             SloClass.BATCH: 1000.0 * config.limits.ttft_batch_s,
@@ -234,6 +246,15 @@ def rules_of(config: Config) -> Rules:
             SloClass.BATCH: 1000.0 * config.pool.wait_batch_s,
         },
     )
+
+
+def with_endpoints(card: PriceCard, endpoints: Mapping[str, str]) -> PriceCard:
+    """The card with the price of every endpoint (ep-...) whose model it prices."""
+    priced = {}
+    for name, model in endpoints.items():
+        with contextlib.suppress(Unpriced):
+            priced[name] = card.price_of(model)
+    return replace(card, models={**card.models, **priced})
 
 
 def clouds_of(config: Config) -> dict[str, ModelTraits]:
@@ -252,3 +273,7 @@ def _allowed(config: Config) -> list[str]:
     if config.auth.jwks_url:
         allowed.append(config.auth.jwks_url)
     return allowed
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

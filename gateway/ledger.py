@@ -27,6 +27,7 @@ from gateway import rows
 from gateway.budget_views import Budget, BudgetStatus
 from gateway.ledger_parts import (
     BOOK,
+    CORRECT,
     DEFINITIONS,
     DELETE_BUDGET,
     GROW,
@@ -122,6 +123,7 @@ class Ledger(Watched):
                     RESTORE,
                     STANDING,
                     BOOK,
+                    CORRECT,
                 ),
                 call_timeout_s=max(call_timeout_s, CONTROL_TIMEOUT_S),
             )

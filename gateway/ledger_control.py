@@ -12,10 +12,11 @@ from gateway.ledger_budgets import BudgetDesk
 from gateway.ledger_parts import (
     HOLD_S_MAX,
     REMEMBER_MS,
+    Corrected,
     Swept,
     Till,
 )
-from gateway.rows import Row
+from gateway.rows import Row, RowState, encode
 
 SWEEP_CALLS_MAX: Final = 50  # of one sweep, so that a large backlog does not keep the loop
 SWEEP_BATCH_MAX: Final = 1000  # Lua's stack holds some thousand arguments
@@ -59,12 +60,36 @@ class Control(BudgetDesk):
                 break
         return Swept(voided=voided, expired=expired)
 
+    async def correct(self, unreconciled: Row, correction: Row) -> Corrected:
+        """Books what the bill said of an unreconciled row: a row of its own with the difference,
+        which every budget that still counts that request gets back. Once for each hold, whoever
+        asks and however often. Raises ValueError unless the difference is one that a bill below
+        the hold can make."""
+        if unreconciled.state != RowState.UNRECONCILED:
+            raise ValueError(f"{unreconciled.hold_id} is {unreconciled.state}, not unreconciled")
+        if correction.state != RowState.CORRECTION or correction.hold_id != unreconciled.hold_id:
+            raise ValueError(f"this is not a correction of {unreconciled.hold_id}")
+        if not -unreconciled.posted_nano <= correction.posted_nano <= 0:
+            raise ValueError(f"{unreconciled.hold_id} was posted at its bound: it can only go down")
+        reply = await self._control.run(
+            self._keys.correct,
+            unreconciled.hold_id,
+            correction.posted_nano,
+            encode(correction),
+            unreconciled.at_ms,
+            *unreconciled.drawn,
+        )
+        return Corrected(difference_nano=reply[1], already=reply[0] == 0)
+
     # ------------------------------------------------------------ reading
 
     async def rows(
         self, *, since_ms: int | None = None, until_ms: int | None = None, batch: int = 500
     ) -> AsyncIterator[Row]:
-        """Rows of requests that arrived in [since_ms, until_ms), in the order of booking."""
+        """Rows of requests that arrived in [since_ms, until_ms), in the order of booking.
+
+        Corrections belong to the time of the request that they correct, however late they came.
+        """
         # An entry's id is when it was booked: after the request arrived, by a day at most.
         start = "-" if since_ms is None else str(max(0, since_ms - int(1000 * CLOCK_SLACK_S)))
         end = "+" if until_ms is None else str(until_ms + int(1000 * (HOLD_S_MAX + CLOCK_SLACK_S)))
@@ -79,8 +104,24 @@ class Control(BudgetDesk):
                 ):
                     yield row
             if len(entries) < batch:
-                return
+                break
             start = "(" + entries[-1][0].decode()
+        if until_ms is not None:
+            async for row in self._late_corrections(since_ms or 0, until_ms, end):
+                yield row
+
+    async def _late_corrections(
+        self, since_ms: int, until_ms: int, after: str
+    ) -> AsyncIterator[Row]:
+        ids = await self._control.call(
+            "ZRANGEBYSCORE", self._keys.corrected, since_ms, f"({until_ms}"
+        )
+        for entry_id in sorted(ids, key=_order):
+            if _order(entry_id) > (int(after), 2**63):
+                for stream_id, flat in await self._control.call(
+                    "XRANGE", self._keys.rows, entry_id.decode(), entry_id.decode()
+                ):
+                    yield entry(stream_id, flat).row
 
     def hot(self) -> Hot:
         """The rows as the archive sees them: by the id under which each was booked."""
@@ -121,3 +162,9 @@ class Control(BudgetDesk):
     async def till(self) -> Till:
         posted, held = await self._control.call("HMGET", self._keys.till, "posted", "held")
         return Till(posted_nano=int(posted or 0), held_nano=int(held or 0))
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    """A stream id as numbers, which sort as the stream does."""
+    ms, _, count = entry_id.partition(b"-")
+    return int(ms), int(count)

@@ -59,6 +59,14 @@ class Settled(Value, frozen=True, kw_only=True):
     state: HoldState | None = HoldState.POSTED
 
 
+class Corrected(Value, frozen=True, kw_only=True):
+    """difference_nano: what the correction of this hold added to what it posted. already: it was
+    booked before, and nothing changed."""
+
+    difference_nano: int
+    already: bool
+
+
 class Swept(Value, frozen=True, kw_only=True):
     voided: int
     expired: int
@@ -92,6 +100,7 @@ RESERVE, MARK_SENT, SETTLE, VOID = map(script, ("reserve", "mark_sent", "settle"
 GROW, RESTORE, STANDING, BOOK = map(script, ("grow", "restore", "standing", "book"))
 SWEEP, LEASE, DEFINITIONS = map(script, ("sweep", "lease", "definitions"))
 SET_BUDGET, DELETE_BUDGET = map(script, ("set_budget", "delete_budget"))
+CORRECT = script("correct")
 
 
 class Keys:
@@ -106,6 +115,7 @@ class Keys:
         self.periods, self.owners, self.swept = base + "periods", base + "owners", base + "swept"
         self.till, self.rows, self.audit = base + "till", base + "rows", base + "audit"
         self.archive, self.archiver = base + "archive", base + "archiver"
+        self.corrected = base + "corrected"
         mine = self.open_of(owner)
         holds = (self.holds, self.drafts, self.counters)
         self.reserve = Bound(
@@ -129,6 +139,10 @@ class Keys:
         changed = (self.limits, self.defs, self.counters, self.audit, self.periods)
         self.set_budget = Bound(SET_BUDGET, changed)
         self.delete_budget = Bound(DELETE_BUDGET, changed)
+        self.correct = Bound(
+            CORRECT,
+            (base + "corrections", self.corrected, self.counters, self.till, self.rows),
+        )
 
     def sweep(self, owners: Iterable[str]) -> Bound:
         return Bound(

@@ -100,12 +100,14 @@ class Exchange:
         self, gateway: Gateway, principal: Principal, facts: Facts, asked: Asked, why: Why
     ) -> None:
         self._gateway = gateway
+        self._rules = gateway.rules  # of its arrival, also should prices change while it runs
         self._principal = principal
         self.facts = facts
         self.asked = asked
         self._why = why
         self.waited_ms = 0.0  # for a local slot
         self._arrived_s = time.monotonic()
+        self._arrived_ms = int(time.time() * 1000)
         self._attempts = 0
         self._route: str | None = None
         self._reason = why.reason
@@ -137,7 +139,7 @@ class Exchange:
             request_id=facts.request_id,
             attempt=run.number,
             final=True,
-            at_ms=int(time.time() * 1000),
+            at_ms=self._arrived_ms,
             tenant=facts.tenant,
             org=self._principal.org,
             subject=self._principal.subject,
@@ -151,7 +153,9 @@ class Exchange:
             labels=tuple([s[6:] for s in facts.scopes if s.startswith("label:")]),
             stream=facts.stream,
             held_nano=attempt.hold_nano,
-            card_version=self._gateway.rules.prices.version,
+            card_version=self._rules.prices.version,
+            slots=attempt.slots,
+            image_tokens_expected=attempt.image_tokens,
             attempts=self._attempts,
         )
         return run.draft
@@ -174,8 +178,9 @@ class Exchange:
             attempt,
             self.facts,
             run.usage,
+            at_ms=self._arrived_ms,
             elapsed_ms=int(elapsed_ms),
-            rules=self._gateway.rules,
+            rules=self._rules,
         )
         row = self._row(run, charged, outcome, final=taken.then is not Then.NEXT)
         if outcome is Outcome.OK:
@@ -190,6 +195,7 @@ class Exchange:
         posted_nano = await self._post(run, row)
         self._cost_nano += posted_nano
         self._saved_nano += replace(row, posted_nano=posted_nano).saved_nano
+        self._gateway.drift.saw(row)
         self._log_line(row)
 
     async def _post(self, run: Run, row: Row) -> int:
@@ -247,8 +253,11 @@ class Exchange:
             image_tokens=usage.image_tokens,
             completion_tokens=usage.completion_tokens,
             reasoning_tokens=usage.reasoning_tokens,
-            slot_ms=usage.slot_ms,
+            slot_ms=charged.slot_ms,
+            served_model=usage.served_model,
+            service_tier=usage.service_tier,
             posted_nano=charged.posted_nano,
+            marginal_nano=charged.marginal_nano,
             cloud_nano=charged.cloud_nano,
             tier=charged.tier,
             state=RowState(charged.state),

@@ -33,13 +33,18 @@ class Line(msgspec.Struct, kw_only=True):
             row.image_tokens,
             row.posted_nano,
             row.saved_nano,
-            int(row.state == RowState.UNRECONCILED),
+            open_rows(row.state),
         )
 
     def gain(self, *figures: int) -> None:
         """Adds figures in the order of the fields."""
         for name, figure in zip(self.__struct_fields__[1:], figures, strict=True):
             setattr(self, name, getattr(self, name) + figure)
+
+
+def open_rows(state: str) -> int:
+    """A correction takes away the row that it corrects, which was counted as unreconciled."""
+    return int(state == RowState.UNRECONCILED) - int(state == RowState.CORRECTION)
 
 
 class Report(msgspec.Struct, kw_only=True):

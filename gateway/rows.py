@@ -22,6 +22,7 @@ from policies.types import Site, Value
 class RowState(StrEnum):
     FINAL = "final"  # the cost was computed from what the engine reported, or is the hold by rule
     UNRECONCILED = "unreconciled"  # nobody settled it: posted in full until the bill says otherwise
+    CORRECTION = "correction"  # what the bill said, minus what an unreconciled row had posted
 
 
 class Outcome(StrEnum):
@@ -42,6 +43,15 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=True):
     at_ms is when the request arrived (UTC, milliseconds since 1970). held_nano, posted_nano and
     claimed_nano are set by the ledger when a row is read; of those a writer only fills
     posted_nano, with the cost. The names of a later version are ignored when they are unknown.
+
+    A correction has the request, the attempt and the arrival of the row that it corrects, what was
+    really used, and the difference as posted_nano.
+
+    slots:           of the worker, which share the cost of its server
+    marginal_nano:   local: what this answer added to the power bill; posted_nano is the full cost
+    image_tokens_expected: of the pictures, by the rule of the model's family; 0: no rule is known
+    service_tier:    as the cloud named it in its answer
+    drawn:           counters that the hold drew on, of an unreconciled row that was read
     """
 
     request_id: str
@@ -64,15 +74,19 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     image_tokens: int = 0
+    image_tokens_expected: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     slot_ms: int = 0
+    slots: int = 1
     held_nano: int = 0
     posted_nano: int = 0
     claimed_nano: int | None = None  # only when it was above the hold
+    marginal_nano: int = 0
     cloud_nano: int | None = None  # what these tokens would have cost in the cloud
     card_version: str = ""
     tier: str = ""
+    service_tier: str = ""
     state: str = RowState.FINAL  # str, so that a later version's word does not make it unreadable
     outcome: str = Outcome.OK
     finish_reason: str | None = None
@@ -81,6 +95,7 @@ class Row(Value, frozen=True, kw_only=True, omit_defaults=True):
     waited_ms: int = 0  # for a local slot, before it was sent
     total_ms: float | None = None
     attempts: int = 1
+    drawn: tuple[str, ...] = ()
 
     @property
     def hold_id(self) -> str:
@@ -105,7 +120,8 @@ def encode(row: Row) -> bytes:
 
 
 def decode(fields: Mapping[bytes, bytes]) -> Row:
-    """A row from the fields of its stream entry: p posted, h held, r JSON, c claimed, s state.
+    """A row from the fields of its stream entry: p posted, h held, r JSON, c claimed, s state,
+    k counters.
 
     Raises msgspec.ValidationError or KeyError when the entry was not written by the ledger.
     """
@@ -120,4 +136,6 @@ def decode(fields: Mapping[bytes, bytes]) -> Row:
     if b"s" in fields:
         changes["state"] = RowState.UNRECONCILED
         changes["outcome"] = Outcome.EXPIRED
+    if b"k" in fields:
+        changes["drawn"] = tuple(fields[b"k"].decode().splitlines())
     return msgspec.structs.replace(row, **changes)

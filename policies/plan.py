@@ -250,6 +250,7 @@ def _attempt(
         hold_max_nano=weighed.hold_max_nano,
         tight_nano=weighed.tight_nano,
         tight_tokens=weighed.tight_tokens,
+        image_tokens=weighed.image_tokens,
     )
 
 

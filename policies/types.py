@@ -325,6 +325,7 @@ class Attempt(Value, frozen=True, kw_only=True):
         0  # a smaller hold for `tight_tokens`, when there is no room; 0: there is none
     )
     tight_tokens: int = 0
+    image_tokens: int = 0  # expected for the pictures; 0: there are none, or no rule is known
 
 
 class Considered(Value, frozen=True, kw_only=True):
@@ -365,7 +366,8 @@ class Refusal(Value, frozen=True, kw_only=True):
 
 
 class Usage(Value, frozen=True, kw_only=True):
-    """Tokens by kind as the engine reported them, and how long a local slot was occupied."""
+    """Tokens by kind as the engine reported them, how long a local slot was occupied, and what
+    the engine said of who answered and how (empty: nothing)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -373,3 +375,5 @@ class Usage(Value, frozen=True, kw_only=True):
     image_tokens: int = 0  # part of prompt_tokens
     reasoning_tokens: int = 0  # part of completion_tokens
     slot_ms: int = 0  # local only
+    served_model: str = ""
+    service_tier: str = ""  # cloud only: default | fast | scale

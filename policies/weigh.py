@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from policies import affinity, balance, latency, tokens
-from policies.price import LocalRate, PriceCard, Unpriced, local_cost, quote
+from policies.price import PriceCard, Unpriced, quote
+from policies.server_cost import ServerRate, slot_nano
 from policies.types import (
     MONEY_NANO_MAX,
     BreakerState,
@@ -45,13 +46,14 @@ class Route(Value, frozen=True, kw_only=True):
 class Rules(Value, frozen=True, kw_only=True):
     """What the operator decided: routes by public name and alias, prices, targets.
 
+    prices:       the card that is valid for the request
     server_rate:  what a worker's whole server costs per second; its slots share that
     patience_ms:  how long a request that has no other place waits for a local slot
     """
 
     routes: Mapping[str, Route]
     prices: PriceCard
-    server_rate: LocalRate
+    server_rate: ServerRate
     ttft_target_ms: Mapping[SloClass, float]
     attempts_max: int = 3
     local_total_s: float = 300.0
@@ -72,7 +74,7 @@ class Weighed(Value, frozen=True, kw_only=True):
 
     load: to compare workers.   free: a request would begin there at once.   awaited: it cannot be
     asked now, but a request without another place may wait for it.   holds: tokens of the prompt
-    that it need not read.
+    that it need not read.   image_tokens: as the engine should count the pictures.
     """
 
     site: Site
@@ -88,6 +90,7 @@ class Weighed(Value, frozen=True, kw_only=True):
     free: bool = True
     awaited: bool = False
     holds: float = 0.0
+    image_tokens: int = 0
 
 
 class Funds(Value, frozen=True, kw_only=True):
@@ -187,6 +190,8 @@ def _weigh_worker(
         tight_nano=tight_nano,
         tight_tokens=tight_tokens,
         free=latency.is_free(worker),
+        # an engine reports what stands for a picture, without its begin and end
+        image_tokens=max(0, images - len(facts.images) * tokens.IMAGE_FRAME_TOKENS),
     )
 
 
@@ -297,6 +302,7 @@ def _weigh_cloud(
         hold_nano=hold_nano,
         tight_nano=tight_nano,
         tight_tokens=tight,
+        image_tokens=cloud_image_tokens_likely(rules.prices, cloud.model, facts),
     )
 
 
@@ -319,17 +325,16 @@ def _local_hold(
     predicted_s = (facts.prompt_tokens_max + image_tokens) / prefill
     predicted_s += output_tokens / decode
     bound_s = min(LOCAL_HOLD_FACTOR * predicted_s, rules.local_total_s)
-    return slot_cost(rules, worker.slots, slot_ms=facts.choices * int(1000 * bound_s) + 1)
-
-
-def slot_cost(rules: Rules, slots: int, slot_ms: int) -> int:
-    """Nano-CNY for occupying one of a server's slots, rounded up."""
-    return -(-local_cost(rules.server_rate, slot_ms) // max(1, slots))
+    return slot_nano(
+        rules.server_rate.full_nano_per_s,
+        slots=worker.slots,
+        slot_ms=facts.choices * int(1000 * bound_s) + 1,
+    )
 
 
 def slot_ms_of(rules: Rules, slots: int, nano: int) -> float:
     """How many milliseconds of a slot that much money pays for."""
-    rate = rules.server_rate.nano_per_slot_s
+    rate = rules.server_rate.full_nano_per_s
     return float("inf") if rate == 0 else 1000.0 * nano * max(1, slots) / rate
 
 
@@ -353,6 +358,20 @@ def cloud_image_tokens_max(card: PriceCard, model: str, facts: Facts) -> int:
     )
     # of a picture that only Ark will see, neither its size nor its detail is looked at
     return known + facts.remote_images * tokens.ARK_IMAGE_TOKENS_MAX
+
+
+def cloud_image_tokens_likely(card: PriceCard, model: str, facts: Facts) -> int:
+    """What Ark should bill for all pictures; 0 when there are none, or one that cannot be known."""
+    if not facts.images or facts.remote_images:
+        return 0
+    family = image_family(card, model)
+    total = 0
+    for size in facts.images:
+        found = tokens.ark_image_tokens_likely(family, size, _detail(size.detail))
+        if found is None:
+            return 0
+        total += found
+    return total
 
 
 def image_family(card: PriceCard, model: str) -> tokens.ImageFamily:

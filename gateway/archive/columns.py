@@ -58,9 +58,10 @@ def to_line(entry: Entry) -> dict[str, Any]:
     for name, value in line.items():
         if isinstance(value, Enum):
             line[name] = value.value
+        elif COLUMNS[name] == STRINGS:
+            line[name] = list(value)
     for name in _JSON_COLUMNS:
         line[name] = None if line[name] is None else msgspec.json.encode(line[name]).decode()
-    line["flags"] = list(row.flags)
     own = {STREAM_ID: entry.id, LINES: 1, REQUESTS: int(row.final), SAVED: row.saved_nano}
     return {**own, **line}
 

@@ -24,7 +24,8 @@ from gateway.rows import Row
 # What the lines of a group add up to, in the order of the fields of `report.Line`.
 _SUMS: Final = """
     sum(requests), sum(prompt_tokens), sum(completion_tokens), sum(image_tokens),
-    sum(posted_nano), sum(saved_nano), sum(CASE WHEN state = 'unreconciled' THEN lines END)
+    sum(posted_nano), sum(saved_nano),
+    sum(CASE state WHEN 'unreconciled' THEN lines WHEN 'correction' THEN -lines END)
 """
 QUARTER_MS: Final = 900_000  # every zone's midnight is at a quarter of an hour of UTC
 _GROUPS: Final = {

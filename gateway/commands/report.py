@@ -37,11 +37,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--since", metavar="DAY", help="from this day on, such as 2026-11-01")
     parser.add_argument("--until", metavar="DAY", help="before this day")
     parser.add_argument("--tenant", metavar="NAME", help="of this tenant alone")
+    parser.add_argument(
+        "--drift", action="store_true", help="tokens of pictures: by their rule, and as counted"
+    )
+    parser.add_argument(
+        "--utilisation", action="store_true", help="of one's own servers, and what the rest costs"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print CSV")
     form.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     config = load_config(parser, args)
+    if args.drift:
+        return _drift(args, config)
+    if args.utilisation:
+        return _utilisation(args, config)
     try:
         report = _ask(args, config)
     except (AdminError, BooksError, ExtraMissing, ValueError) as error:
@@ -56,11 +66,72 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _drift(args: argparse.Namespace, config: Config) -> int:
+    """Exit code 3 when a target counts otherwise than its rule says."""
+    try:
+        query = _days(args, config)
+        found = AdminClient(config).call("GET", "/admin/drift", query=query)
+    except (AdminError, ValueError) as error:
+        print(f"yuzui report: {error}", file=sys.stderr)
+        return 1
+    rows = [
+        [
+            each["target"],
+            str(each["answers"]),
+            str(each["expected"]),
+            str(each["counted"]),
+            f"{100 * (each['counted'] / each['expected'] - 1):+.2f} %",
+            "alarm" if each["alarming"] else "",
+        ]
+        for each in found
+    ]
+    head = ["backend", "answers", "expected", "counted", "drift", ""]
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        print(table(head, rows) if rows else "no answers with pictures whose rule is known")
+    return 3 if any(each["alarming"] for each in found) else 0
+
+
+def _utilisation(args: argparse.Namespace, config: Config) -> int:
+    try:
+        found = AdminClient(config).call("GET", "/admin/utilisation", query=_days(args, config))
+    except (AdminError, ValueError) as error:
+        print(f"yuzui report: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return 0
+    rows = [
+        [
+            each["target"],
+            str(each["answers"]),
+            f"{each['busy_s'] / 3600:.3f}",
+            f"{100 * each['utilisation']:.2f} %",
+            *(cny(each[name]) for name in ("cost_nano", "carried_nano", "unused_nano")),
+            cny(each["marginal_nano"]),
+        ]
+        for each in (*found["lines"], found["total"])
+    ]
+    head = [
+        "server",
+        "answers",
+        "busy h",
+        "used",
+        "cost CNY",
+        "carried",
+        "unused",
+        "marginal",
+    ]
+    print(table(head, rows))
+    return 0
+
+
 def _ask(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """The report. Without an archive the gateway adds up; else DuckDB does, over both."""
     client, days = AdminClient(config), day_range(args, config)
     if marks_of(client).cursor is None:
-        query = {"by": args.by, **{name: str(ms) for name, ms in days.items()}}
+        query = {"by": args.by, **_days(args, config)}
         if args.tenant is not None:
             query["tenant"] = args.tenant
         found: dict[str, Any] = client.call("GET", "/admin/report", query=query)
@@ -70,6 +141,11 @@ def _ask(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         report = books.report(by=args.by, zone=ZoneInfo(config.timezone))
         plain: dict[str, Any] = msgspec.to_builtins(report)
         return plain
+
+
+def _days(args: argparse.Namespace, config: Config) -> dict[str, str]:
+    """The same as parameters of a query. Raises ValueError."""
+    return {name: str(ms) for name, ms in day_range(args, config).items()}
 
 
 def day_range(args: argparse.Namespace, config: Config) -> dict[str, int]:

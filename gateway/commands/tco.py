@@ -182,10 +182,10 @@ def server_of(config: Config, slots: int) -> Server:
 
     return Server(
         price_cny=exact(cost.server_price_cny),
-        residual_cny=Decimal(0),
+        residual_cny=exact(cost.residual_cny),
         years=exact(cost.years),
-        idle_watts=exact(cost.power_w),
-        load_watts=exact(cost.power_w),
+        idle_watts=exact(cost.idle_watts),
+        load_watts=exact(cost.load_watts),
         cny_per_kwh=exact(cost.kwh_price_cny),
         upkeep_cny_per_year=exact(cost.upkeep_cny_per_year),
         slots=slots,

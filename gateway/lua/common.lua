@@ -45,6 +45,11 @@ local function is_open(hold)
   return hold[1] == 'P' or hold[1] == 'S'
 end
 
+-- The counters that a hold drew on, one a line.
+local function drawn_on(hold)
+  return table.concat(hold, '\n', 3)
+end
+
 -- Ends an open hold: takes `amount` (text) out of held and puts `posted` (text) into posted on every
 -- counter that it drew on. Answers {posted, held, posted, held, ...} of those counters, then forgets
 -- the draft and remembers the outcome until `forget` (ms). The caller writes the row.

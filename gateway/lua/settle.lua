@@ -6,8 +6,8 @@
 --       4 open      zset: open holds of the caller by deadline
 --       5 done      zset: resolved holds by the time to forget them
 --       6 till      hash: posted, held over everything
---       7 rows      stream, fields: p posted, h held, r the row as JSON, and c (only when clamped)
---                   what was claimed
+--       7 rows      stream, fields: p posted, h held, r the row as JSON, c (only when clamped) what
+--                   was claimed, k (only of a row that the bill may correct) the counters drawn on
 -- ARGV  1 hold id  2 cost  3 row  4 clock (ms, 0: the server's)  5 how long to remember (ms)
 -- Answer {1, posted, (posted, held) of each counter drawn on}
 --        {0, posted, state}   resolved before, nothing changed
@@ -34,12 +34,16 @@ if not redis.call('ZSCORE', k.open, id) then
   error('BOOKS this hold belongs to another gateway')
 end
 
-local posted = ARGV[2]
-if cost > tonumber(hold[2]) then
-  posted = hold[2]
-  redis.call('XADD', KEYS[7], '*', 'p', posted, 'h', hold[2], 'r', ARGV[3], 'c', ARGV[2])
-else
-  redis.call('XADD', KEYS[7], '*', 'p', posted, 'h', hold[2], 'r', ARGV[3])
+local posted = cost > tonumber(hold[2]) and hold[2] or ARGV[2]
+local entry = { 'p', posted, 'h', hold[2], 'r', ARGV[3] }
+if posted ~= ARGV[2] then
+  entry[#entry + 1] = 'c'
+  entry[#entry + 1] = ARGV[2]
 end
+if string.find(ARGV[3], '"state":"unreconciled"', 1, true) then -- a quote in a text is escaped
+  entry[#entry + 1] = 'k'
+  entry[#entry + 1] = drawn_on(hold)
+end
+redis.call('XADD', KEYS[7], '*', unpack(entry))
 local figures = resolve(k, id, hold, 'D', posted, now + keep)
 return { 1, tonumber(posted), unpack(figures) }

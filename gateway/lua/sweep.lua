@@ -39,7 +39,8 @@ local function end_hold(id)
     voided = voided + 1
   else
     local draft = redis.call('HGET', k.drafts, id) or '{}'
-    redis.call('XADD', KEYS[6], '*', 'p', hold[2], 'h', hold[2], 'r', draft, 's', 'x')
+    redis.call('XADD', KEYS[6], '*', 'p', hold[2], 'h', hold[2], 'r', draft, 's', 'x',
+      'k', drawn_on(hold))
     resolve(k, id, hold, 'E', hold[2], now + keep)
     expired = expired + 1
   end

@@ -104,12 +104,16 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
     ),
     ("cryptography",): (frozenset({"gateway.keys"}), "one place decides what a strong key is"),
     ("yaml",): (
-        frozenset({"gateway.config_read", "gateway.prices", "backends.ark.emulator"}),
+        frozenset({"gateway.config_read", "backends.ark.emulator"}),
         "files of settings are read with line numbers, and never with yaml.load",
     ),
-    ("volcenginesdkarkruntime", "volcenginesdkark", "volcenginesdkcore", "openai"): (
+    ("volcenginesdkarkruntime", "volcenginesdkark", "openai"): (
         frozenset(),
         "requests are relayed as bytes; a client library costs 2 ms of CPU a call",
+    ),
+    ("volcenginesdkbilling", "volcenginesdkcore"): (
+        frozenset({"backends.ark.control"}),
+        "bills are read by a command of their own; it opens its own connections, and no request's",
     ),
     (
         "requests",
@@ -264,6 +268,7 @@ def parameters(source: Source) -> Iterator[str]:
 LAZY: Mapping[str, str] = {
     "backends.glm.worker": "answers its probes while torch is still being imported",
     "backends.glm.__main__": "`--help` does not wait for torch",
+    "gateway.commands.reconcile": "says what to install when the vendor's SDK is not there",
 }
 
 

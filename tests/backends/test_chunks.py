@@ -245,3 +245,23 @@ def test_read_or_failure_and_nothing_else(raw: bytes) -> None:
         except Failure:
             continue
         msgspec.to_builtins(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "read"),
+    [
+        ("doubao-seed-2-1-lite-260915", "fast", ("doubao-seed-2-1-lite-260915", "fast")),
+        ("/models/a b", "x" * 65, ("", "")),  # no plain words
+        (7, ["fast"], ("", "")),
+        (None, None, ("", "")),
+    ],
+)
+def test_who_answered_and_how_comes_with_the_usage(
+    model: object, tier: object, read: tuple[str, str]
+) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    body = {"model": model, "service_tier": tier, "choices": [{}], "usage": usage}
+    whole, _ = read_body(json.dumps(body).encode())
+    for found in (whole, event_of({**body, "choices": []}).usage):
+        assert found is not None
+        assert (found.served_model, found.service_tier) == read

@@ -100,9 +100,9 @@ def test_the_file_may_be_named_by_a_variable_and_must_then_exist(tmp_path: Path)
 
 
 def test_paths_in_the_file_start_from_its_folder(tmp_path: Path) -> None:
-    config = load(tmp_path, "data_dir: books\nprices: {card: /etc/card.yaml}")
+    config = load(tmp_path, "data_dir: books\nprices: {cards: [/etc/card.yaml, cards]}")
     assert config.data_dir == tmp_path / "books"
-    assert config.prices.card == Path("/etc/card.yaml")
+    assert config.prices.cards == (Path("/etc/card.yaml"), tmp_path / "cards")
     assert load(tmp_path, "", {"YUZUI_DATA_DIR": "books"}).data_dir == Path("books")
 
 
@@ -297,15 +297,26 @@ def test_the_processes_own_environment_is_the_default(
 
 def test_what_a_server_costs_a_second() -> None:
     # (33,000 / 3 + 2,000) CNY a year and 0.6 kW at 0.80 CNY: 1.96 CNY an hour
-    assert LocalCostConfig().server_nano_per_s == 545_561
+    rate = LocalCostConfig().server_rate()
+    assert (rate.full_nano_per_s, rate.marginal_nano_per_s) == (545_561, 113_334)
     free = LocalCostConfig(server_price_cny=0, upkeep_cny_per_year=0, kwh_price_cny=0)
-    assert free.server_nano_per_s == 0
-    assert (
-        LocalCostConfig(
-            server_price_cny=0, upkeep_cny_per_year=0, power_w=1000, kwh_price_cny=3.6
-        ).server_nano_per_s
-        == 1_000_000
+    assert free.server_rate().full_nano_per_s == 0
+    heater = LocalCostConfig(
+        server_price_cny=0, upkeep_cny_per_year=0, idle_watts=0, load_watts=1000, kwh_price_cny=3.6
     )
+    assert heater.server_rate().full_nano_per_s == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{residual_cny: 40000}", "local_cost.residual_cny: is above server_price_cny"),
+        ("{idle_watts: 700}", "local_cost.idle_watts: is above load_watts"),
+    ],
+)
+def test_a_server_that_cannot_be_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, f"local_cost: {text}")
 
 
 def test_a_secret_keeps_itself() -> None:

@@ -9,16 +9,17 @@ import io
 from typing import Any
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 from PIL import Image
 from volcenginesdkarkruntime import AsyncArk
 
 from backends.scripted_server import ScriptedServer, ServerOptions
-from gateway.rows import Outcome, RowState
+from gateway.rows import Outcome, Row, RowState
 from gateway.tasks import spawn
 from policies.types import Sensitivity, Site, SloClass
-from tests.gateway.rig import rig, until
+from tests.gateway.rig import ADMIN_TOKEN, rig, until
 from tests.ports import free_port
 
 QUICK = ServerOptions(chunks=5)
@@ -273,6 +274,46 @@ async def test_a_client_that_leaves_is_booked_and_its_upstream_closed(
             await until(lambda: house.workers[0].running == 0)
         else:
             assert row.state == RowState.UNRECONCILED
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_a_row_says_who_answered_at_which_rate_and_what_pictures_counted(
+    books_url: str, stream: bool
+) -> None:
+    """Expected by our reading of Ark's rule, counted by the emulator's."""
+    async with rig(books_url, cloud=True) as house:
+        body = {"model": "cloud/glm-4.6v", "messages": asking(picture(640, 480)), "stream": stream}
+        assert (await house.ask(**body)).status == 200
+        (row,) = await house.settled()
+        assert (row.served_model, row.service_tier) == (row.target, "default")
+        assert row.image_tokens == row.image_tokens_expected > 0
+        (drift,) = await house.admin("GET", "/admin/drift")
+        assert (drift["answers"], drift["alarming"]) == (1, False)
+
+
+async def test_the_admin_port_says_how_much_of_the_pool_was_used(books_url: str) -> None:
+    async with rig(books_url) as house:
+        await house.ready_worker()
+        assert (await house.ask(model="local/glm-4.6v")).status == 200
+        (row,) = await house.settled()
+        found = await house.admin("GET", "/admin/utilisation")
+        assert found["total"]["carried_nano"] == row.posted_nano
+        assert 0 < found["total"]["utilisation"] <= 1
+        assert found["lines"][0]["target"] == row.target
+
+
+async def test_rows_can_be_read_line_by_line(books_url: str) -> None:
+    async with rig(books_url) as house:
+        await house.ready_worker()
+        for _ in range(3):
+            await house.ask(model="local/glm-4.6v")
+        rows = await house.settled()
+        headers = {"Authorization": "Bearer " + ADMIN_TOKEN}
+        url = f"{house.admin_url}/admin/rows?form=lines"
+        async with house.http.get(url, headers=headers) as answer:
+            assert answer.headers["content-type"] == "application/x-ndjson"
+            lines = (await answer.read()).splitlines()
+        assert [msgspec.json.decode(line, type=Row) for line in lines] == rows
 
 
 async def test_a_worker_that_vanishes_is_replaced_by_the_next_attempt(books_url: str) -> None:

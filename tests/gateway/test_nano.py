@@ -78,6 +78,9 @@ async def test_a_drawn_picture_is_answered_truly_plain_and_streamed(
         assert len(rows) == 2 * PICTURES
         assert {row.site for row in rows} == {Site.LOCAL}
         assert all(row.slot_ms > 0 for row in rows)
+        # the rule that counts a picture before it is sent is that of the engine itself
+        assert all(row.image_tokens == row.image_tokens_expected > 0 for row in rows)
+        assert all(0 < row.marginal_nano < row.posted_nano for row in rows)
     assert right >= RIGHT_MIN
 
 

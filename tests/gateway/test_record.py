@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.chat import ChatRequest, Message
+from gateway.drift import DriftWatch
 from gateway.errors import GatewayError
 from gateway.history import History
 from gateway.ledger import Exhausted, LedgerUnavailable, Settled
@@ -90,6 +91,7 @@ class Kit:
             later=self.later.append,
             history=History(4_096),
             spool=None,
+            drift=DriftWatch(lambda: 0.0),
         )
         self.facts = asked or facts()
         decision = decide(self.facts, snapshot(worker(), clouds=(cloud("small"),)), RULES)

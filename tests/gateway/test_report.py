@@ -110,3 +110,11 @@ def test_the_group_of_a_row(by: str, name: str) -> None:
 def test_a_group_that_does_not_exist() -> None:
     with pytest.raises(KeyError, match="planet"):
         group_of(row(), "planet", SHANGHAI)
+
+
+async def test_a_correction_lowers_the_cost_and_settles_the_row_it_corrects() -> None:
+    lost = row(**CLOUD, state="unreconciled")
+    back = row(**{**CLOUD, "posted_nano": -3_000}, final=False, state=RowState.CORRECTION)
+    (line,) = (await report(lost, back)).lines
+    assert (line.requests, line.unreconciled) == (1, 0)
+    assert line.cost_nano == lost.posted_nano - 3_000

@@ -6,7 +6,8 @@ from random import Random
 from typing import Any
 
 from policies.plan import plan
-from policies.price import LocalRate, ModelPrice, PriceCard, Tier
+from policies.price import ModelPrice, PriceCard, Tier
+from policies.server_cost import ServerRate
 from policies.types import (
     BudgetView,
     Capability,
@@ -43,6 +44,7 @@ CARD = PriceCard(
     },
 )
 SERVER_NANO_PER_S = 800_000
+MARGINAL_NANO_PER_S = 80_000
 
 
 def principal(**changes: Any) -> Principal:
@@ -133,7 +135,9 @@ def rules(*, cloud_models: tuple[str, ...] = ("big", "small"), **changes: Any) -
     base: dict[str, Any] = {
         "routes": {"glm": route, "glm-latest": route},
         "prices": CARD,
-        "server_rate": LocalRate(nano_per_slot_s=SERVER_NANO_PER_S),
+        "server_rate": ServerRate(
+            full_nano_per_s=SERVER_NANO_PER_S, marginal_nano_per_s=MARGINAL_NANO_PER_S
+        ),
         "ttft_target_ms": {SloClass.INTERACTIVE: 2_000.0, SloClass.BATCH: 60_000.0},
     }
     return Rules(**{**base, **changes})

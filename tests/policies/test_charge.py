@@ -6,7 +6,7 @@ import pytest
 
 from policies.charge import Charge, charge
 from policies.exchange import Resolve
-from policies.price import ModelPrice, PriceCard, Tier
+from policies.price import Hours, ModelPrice, PriceCard, PriceList, Rate, Tier
 from policies.types import Attempt, Reason, Site, Usage
 from tests.policies.builders import facts, rules
 
@@ -35,6 +35,7 @@ def charged(
         attempt(site, target, more.pop("slots", 8)),
         more.pop("asked", facts()),
         usage,
+        at_ms=more.pop("at_ms", None),
         elapsed_ms=more.pop("elapsed_ms", 5_000),
         rules=more.pop("how", rules(cloud_models=("small",))),
     )
@@ -71,6 +72,52 @@ def test_a_local_answer_costs_its_share_of_the_servers_time() -> None:
     assert found.posted_nano == 200_000
     assert found.cloud_nano == 120 * 100 + 80 * 1_000
     assert found.state == "final"
+
+
+def test_what_a_local_answer_added_stands_beside_its_share_of_everything() -> None:
+    found = charged(Site.LOCAL, Resolve.METER, USAGE)
+    assert (found.posted_nano, found.marginal_nano) == (200_000, 20_000)
+    assert charged(Site.CLOUD, Resolve.METER, USAGE).marginal_nano == 0
+
+
+@pytest.mark.parametrize(
+    ("tier", "posted", "state", "flags"),
+    [
+        ("default", 1, "final", ()),
+        ("scale", 1, "final", ()),
+        ("fast", 3, "final", ()),
+        ("warp", HOLD, "unreconciled", ("service_tier_unknown",)),
+    ],
+)
+def test_the_rate_that_was_served_is_the_one_that_is_charged(
+    tier: str, posted: int, state: str, flags: tuple[str, ...]
+) -> None:
+    usual, fast = (Tier(name="flat", input_nano=n, output_nano=0) for n in (1, 3))
+    model = ModelPrice(tiers=(usual,), lists=(PriceList(rate=Rate.FAST, tiers=(fast,)),))
+    how = rules(cloud_models=("m",), prices=PriceCard(version="t", models={"m": model}))
+    usage = Usage(prompt_tokens=1, completion_tokens=0, service_tier=tier)
+    found = charged(Site.CLOUD, Resolve.METER, usage, target="m", how=how)
+    assert (found.posted_nano, found.state, found.flags) == (posted, state, flags)
+
+
+def test_a_rate_that_has_no_price_is_left_to_the_bill() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=0, service_tier="fast")
+    found = charged(Site.CLOUD, Resolve.METER, usage)
+    assert (found.posted_nano, found.state) == (HOLD, "unreconciled")
+    assert found.flags == ("service_tier_unpriced",)
+
+
+def test_the_hour_of_the_arrival_counts() -> None:
+    day, night = (Tier(name=n, input_nano=c, output_nano=0) for n, c in (("d", 100), ("n", 10)))
+    hours = PriceList(tiers=(night,), hours=(Hours(from_min=0, to_min=9 * 60),))
+    model = ModelPrice(tiers=(day,), lists=(hours,))
+    how = rules(cloud_models=("m",), prices=PriceCard(version="t", models={"m": model}))
+    usage = Usage(prompt_tokens=1, completion_tokens=0)
+    for at_ms, nano in ((0, 10), (3_600_000, 100)):  # 08:00 and 09:00 in Beijing
+        found = charged(Site.CLOUD, Resolve.METER, usage, target="m", how=how, at_ms=at_ms)
+        assert found.posted_nano == nano
+        here = charged(Site.LOCAL, Resolve.METER, usage, how=how, at_ms=at_ms)
+        assert here.cloud_nano == nano
 
 
 def test_slot_time_is_rounded_up_to_the_last_unit() -> None:

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.ark.images import SEED_1_8, SEED_2_0, SEED_BEFORE_1_8
 from policies.tokens import (
     ARK_IMAGE_TOKENS_MAX,
     IMAGE_FRAME_TOKENS,
     Detail,
     ImageFamily,
     PictureUnfit,
+    ark_image_tokens_likely,
     ark_image_tokens_max,
     image_tokens,
     text_tokens_likely,
@@ -119,3 +121,35 @@ def test_likely_counts_are_of_the_right_size() -> None:
     for text, low, high in ((english, 180, 260), (chinese, 240, 400)):
         likely = text_tokens_likely(len(text), len(text.encode()), messages=1)
         assert low <= likely <= high
+
+
+_BACKEND_RULES = {
+    ImageFamily.BEFORE_1_8: SEED_BEFORE_1_8,
+    ImageFamily.SEED_1_8: SEED_1_8,
+    ImageFamily.SEED_2: SEED_2_0,
+}
+
+
+@given(
+    st.sampled_from(sorted(_BACKEND_RULES)),
+    st.sampled_from([Detail.AUTO, Detail.LOW, Detail.HIGH, Detail.XHIGH]),
+    st.integers(15, 6_000),
+    st.integers(15, 6_000),
+)
+def test_two_readings_of_the_published_rule_agree(
+    family: ImageFamily, detail: Detail, width: int, height: int
+) -> None:
+    """The dialect's and ours were written apart: here on pixels, there on the range of them."""
+    rule = _BACKEND_RULES[family]
+    size = ImageSize(width=width, height=height)
+    if detail is not Detail.AUTO and detail not in rule.details:
+        return  # the dialect refuses it before it can cost anything
+    asked = None if detail is Detail.AUTO else detail.value
+    likely = ark_image_tokens_likely(family, size, detail)
+    assert likely == rule.tokens(width, height, asked)
+    assert likely <= ark_image_tokens_max(family, size, detail)
+
+
+def test_without_a_published_rule_nothing_is_likely() -> None:
+    size = ImageSize(width=640, height=480)
+    assert ark_image_tokens_likely(ImageFamily.UNKNOWN, size) is None

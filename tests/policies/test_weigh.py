@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from policies.price import ModelPrice, PriceCard, Tier
 from policies.sensitivity import permit
-from policies.types import Capability, ImageSize, Site
+from policies.types import Capability, ImageSize, Plan, Site
 from policies.weigh import (
     Weighed,
+    cloud_image_tokens_likely,
     cloud_image_tokens_max,
     funds_of,
     local_image_tokens,
-    slot_cost,
     weigh_clouds,
     weigh_workers,
 )
@@ -22,6 +21,7 @@ from tests.policies.builders import (
     TRAITS,
     budget,
     cloud,
+    decide,
     facts,
     rules,
     snapshot,
@@ -92,16 +92,39 @@ def test_a_picture_that_the_processor_refuses() -> None:
     assert local_image_tokens(TRAITS, asked) is None
 
 
-@given(st.integers(0, 10**9), st.integers(1, 64))
-def test_the_slots_of_a_server_together_pay_for_all_of_it(slot_ms: int, slots: int) -> None:
-    whole = slot_cost(rules(), 1, slot_ms)
-    share = slot_cost(rules(), slots, slot_ms)
-    assert whole <= share * slots < whole + slots
+@pytest.mark.parametrize(
+    ("family", "images", "remote", "expected"),
+    [
+        ("before-1.8", ((1280, 720), (1920, 1080)), 0, 1_176 + 1_312),  # the documented examples
+        ("seed-1.8", ((1280, 720), (1920, 1080)), 0, 522 + 1_176),
+        ("seed-2", ((1280, 960),), 0, 1_280),
+        ("unknown", ((1280, 960),), 0, 0),
+        ("seed-2", ((1280, 960),), 1, 0),  # nobody has seen that one
+        ("seed-2", (), 0, 0),
+    ],
+)
+def test_what_pictures_should_be_billed_with(
+    family: str, images: tuple[tuple[int, int], ...], remote: int, expected: int
+) -> None:
+    tier = Tier(name="flat", input_nano=1, output_nano=1)
+    model = ModelPrice(tiers=(tier,), image_family=family)
+    card = PriceCard(version="t", models={"eye": model})
+    sizes = tuple(ImageSize(width=w, height=h) for w, h in images)
+    asked = facts(images=sizes, remote_images=remote)
+    assert cloud_image_tokens_likely(card, "eye", asked) == expected
+    assert cloud_image_tokens_max(card, "eye", asked) >= expected
 
 
-@pytest.mark.parametrize("slots", [0, -1])
-def test_a_worker_that_reports_no_slots_pays_for_all(slots: int) -> None:
-    assert slot_cost(rules(), slots, 1_000) == 800_000
+def test_an_attempt_knows_what_its_pictures_should_count() -> None:
+    """336 x 336 pixels are 12 x 12 squares of 28; a worker reports no begin and end."""
+    asked = facts(image=True)
+    world = snapshot(worker())
+    route, funds = rules().routes["glm"], funds_of(asked, Site.LOCAL, world)
+    (found,) = weigh_workers(asked, route, world, funds, rules())
+    assert found.image_tokens == 144
+    plan = decide(asked, world)
+    assert isinstance(plan, Plan)
+    assert plan.attempts[0].image_tokens == 144
 
 
 def test_what_a_request_needs_must_be_there_and_without_a_permit_nothing_is_looked_at() -> None:

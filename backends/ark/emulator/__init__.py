@@ -12,6 +12,9 @@ fails in Ark's ways. What it answers is made up and says so, in the text and in 
     limits     requests and tokens a minute, bursts, concurrency
     answer     what is answered, and its length in tokens
     books      what was received and what was charged
+    pricing    what an answer costs, reckoned apart from the gateway's price cards
+    billing    the bill: periods of five minutes, its delay, and what may be wrong with it
+    control    bills, balance and usage as the vendor's SDK asks for them
     speak      an answer on the wire, plain or streamed, with its faults
     server     checks in their order, start and stop
     admin      the routes under /emulator/

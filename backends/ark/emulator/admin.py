@@ -29,6 +29,7 @@ class Admin:
         router.add_get("/emulator/stats", self._stats)
         router.add_get("/emulator/requests", self._requests)
         router.add_get("/emulator/usage", self._usage)
+        router.add_get("/emulator/bill/faults", self._bill_faults)
         router.add_get("/emulator/faults", self._faults_list)
         router.add_post("/emulator/faults", self._faults_add)
         router.add_delete("/emulator/faults", self._faults_clear)
@@ -43,6 +44,8 @@ class Admin:
                     "GET /emulator/stats": "counters",
                     "GET /emulator/requests?from=0&limit=100": "what was received; no texts",
                     "GET /emulator/usage?from=0&limit=100": "what was charged",
+                    "GET /emulator/bill/faults": "what is wrong with the bill on purpose",
+                    "POST /?Action=ListBillDetail&Version=2022-01-01": "the bill, for the SDK",
                     "GET|POST|DELETE /emulator/faults": "rules, e.g. "
                     '{"fault": {"code": "ServerOverloaded"}, "next": 3}',
                     "POST /emulator/reset": "forget everything",
@@ -61,6 +64,9 @@ class Admin:
 
     async def _usage(self, request: web.Request) -> web.Response:
         return answer_json(self._emulator.books.charged.page(*_page(request)))
+
+    async def _bill_faults(self, _request: web.Request) -> web.Response:
+        return answer_json({"injected": self._emulator.bill.injected()})
 
     async def _faults_list(self, _request: web.Request) -> web.Response:
         return answer_json({"rules": self._emulator.faults.rules})

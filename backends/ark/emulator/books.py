@@ -8,6 +8,7 @@ bill. A client that leaves pays for its input and for what was generated until t
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -76,9 +77,10 @@ class _Log(Generic[_Row]):
 
 
 class Books:
-    """Both logs and the counters."""
+    """Both logs and the counters. on_charge: told of every request that is paid for."""
 
-    def __init__(self, rows_max: int) -> None:
+    def __init__(self, rows_max: int, *, on_charge: Callable[[Charged], None]) -> None:
+        self._on_charge = on_charge
         self.received: _Log[Received] = _Log(rows_max)
         self.charged: _Log[Charged] = _Log(rows_max)
         self.by_status: Counter[str] = Counter()
@@ -107,6 +109,7 @@ class Books:
 
     def charge(self, row: Charged) -> None:
         self.charged.add(row)
+        self._on_charge(row)
         for kind in ("prompt", "cached", "image", "completion", "reasoning"):
             self.tokens[kind] += getattr(row, f"{kind}_tokens")
 

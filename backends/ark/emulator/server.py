@@ -21,7 +21,9 @@ from backends.ark.emulator import speak
 from backends.ark.emulator.admin import Admin, answer_json
 from backends.ark.emulator.answer import compose
 from backends.ark.emulator.asked import Asked, Target, read, target_of
+from backends.ark.emulator.billing import Bill
 from backends.ark.emulator.books import Books, Charged, Received
+from backends.ark.emulator.control import ControlPlane
 from backends.ark.emulator.faults import (
     INJECT_HEADER,
     NO_FAULT,
@@ -72,7 +74,8 @@ class Emulator:
     def reset(self) -> None:
         """Forgets everything: books, limits, cache, rules that were added."""
         settings = self.settings
-        self.books = Books(settings.rows_max)
+        self.bill = Bill(settings.billing, self._clock)
+        self.books = Books(settings.rows_max, on_charge=self.bill.add)
         # Rules count down: each start gets copies.
         rules = [msgspec.structs.replace(rule) for rule in settings.faults]
         self.faults = FaultBook(rules, Dice(settings.seed, "faults"))
@@ -96,6 +99,7 @@ class Emulator:
         app.router.add_post(f"{base}/chat/completions", self._chat)
         app.router.add_get(f"{base}/models", self._models)
         Admin(self).add_to(app.router)
+        ControlPlane(lambda: self.bill, self.settings.billing).add_to(app.router)
         app.router.add_route("*", "/{path:.*}", self._nowhere)
         app.on_response_prepare.append(self._mark)
         return app

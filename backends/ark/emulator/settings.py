@@ -75,6 +75,44 @@ class Burst(_Strict, frozen=True, kw_only=True):
     share_floor_tokens: int = 1_000_000
 
 
+class BillFaults(_Strict, frozen=True, kw_only=True):
+    """How much of the bill is wrong: shares of its rows, each drawn from the seed.
+
+    missing: not billed.  changed: other tokens, or another amount.  doubled: billed twice.
+    foreign: a further row beside it, of an endpoint that nobody here has called.
+    """
+
+    seed: int = 0
+    missing: float = 0.0
+    changed: float = 0.0
+    doubled: float = 0.0
+    foreign: float = 0.0
+
+
+class Billing(_Strict, frozen=True, kw_only=True):
+    """The bill (docs of the billing centre): periods of five minutes, billed 5 to 10 minutes later;
+    usage 5 to 30 minutes later; the split up to two days later.
+
+    off_peak: which hours count as such for the model whose price goes by the hour; what they are
+              on Ark is not known
+    access_keys: accepted; none: all of them
+    """
+
+    period_s: int = 300
+    delay_s: float = 600.0
+    usage_delay_s: float = 1800.0
+    split_delay_s: float = 600.0
+    split: bool = True  # has to be switched on in the real console first
+    off_peak: str = "00:30-08:30"
+    balance_cny: str = "1000.00"  # before anything was charged
+    access_keys: tuple[str, ...] = ()
+    faults: BillFaults = BillFaults()
+
+    def __post_init__(self) -> None:
+        if self.period_s < 1 or min(self.delay_s, self.usage_delay_s, self.split_delay_s) < 0:
+            raise ValueError("billing: period_s must be positive and delays not negative")
+
+
 class Settings(_Strict, frozen=True, kw_only=True):
     """Everything that can be configured."""
 
@@ -104,6 +142,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     report_image_tokens: bool = True  # typed by the vendor, not seen in every sample
     send_retry_after: bool = False  # whether real 429s carry Retry-After is unknown
     send_request_id: bool = False  # X-Request-Id on answers; unknown for the real service
+    billing: Billing = Billing()
     faults: tuple[FaultRule, ...] = ()
     rows_max: int = 100_000  # of each log; the oldest are dropped and counted
 

@@ -86,7 +86,7 @@ async def test_pace(start: Start) -> None:
             stream=stream,
             headers={"X-Emulator-Inject": "answer_tokens=30;reasoning_tokens=20"},
         )
-        assert 0.19 < time.monotonic() - began_s < 0.6
+        assert time.monotonic() - began_s > 0.19
 
 
 async def test_who_leaves_before_a_plain_answer_pays_for_what_was_generated(
