@@ -138,7 +138,6 @@ class Exchange:
         run.draft = Row(
             request_id=facts.request_id,
             attempt=run.number,
-            final=True,
             at_ms=self._arrived_ms,
             tenant=facts.tenant,
             org=self._principal.org,

@@ -13,7 +13,7 @@ class Later(Row, frozen=True, kw_only=True):
     """A row of a later version, with a field of every kind."""
 
     carbon_g: int | None = None
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    notes: dict[str, str] = msgspec.field(default_factory=dict)
     parts: tuple[int, ...] = ()
     share: float = 0.0
     other_site: Site = Site.CLOUD
@@ -30,7 +30,7 @@ def test_a_new_field_becomes_a_column_by_itself() -> None:
     found = columns(Later)
     assert {name: found[name] for name in Later.__struct_fields__[-5:]} == {
         "carbon_g": "int64",
-        "labels": "json",
+        "notes": "json",
         "parts": "json",
         "share": "float64",
         "other_site": "string",
