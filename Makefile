@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # For bench-gateway, demo and the like: make bench-gateway ARGS="--seconds 5"
 ARGS ?=
 
-.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget proof-reconcile nano lock clean
+.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget proof-pool proof-reconcile nano lock clean
 
 help: ## this text
 	@echo 'Yuzui: one OpenAI-compatible address before your own GLM-4.6V workers and Volcano Engine Ark.'
@@ -66,6 +66,8 @@ proof-budget: $(STAMP) ## that no budget is overspent and no hold leaks (an hour
 
 proof-reconcile: $(STAMP) ## a synthetic month against its bill, with one item in a hundred wrong
 	@exec $(BIN)/python -m tests.bench.reconcile $(ARGS)
+proof-pool: $(STAMP) ## that a killed or hanging worker takes no request with it (ARGS=--quick, --nano)
+	@exec $(BIN)/python -m tests.proof.pool $(ARGS)
 
 nano: $(STAMP) ## train the shipped glm-4.6v-nano anew (about an hour on two cores; resumes)
 	@exec $(BIN)/python -m backends.glm.nano.train $(ARGS)
