@@ -168,9 +168,13 @@ def read(node: Node, hint: Any, key: str) -> Any:
     bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     origin, args = typing.get_origin(bare), typing.get_args(bare)
     if origin in (typing.Union, types.UnionType):
-        if node.value is None:
+        if node.value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
+        # besides None a word may stand for a value, such as `auto` for a number
+        words = [arg for arg in args if typing.get_origin(arg) is typing.Literal]
+        if any(node.value in typing.get_args(word) for word in words):
+            return node.value
+        (inner,) = (arg for arg in args if arg is not type(None) and arg not in words)
         return read(node, inner, key)
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         return build(node, bare, key)

@@ -358,3 +358,59 @@ def test_any_settings_are_read_or_refused(tree: dict[str, object]) -> None:
     except ConfigError as error:
         outcome = error
     assert isinstance(outcome, Config | ConfigError)
+
+
+POOL = """\
+pool:
+  workers:
+    - url: http://gpu1:8000
+      name: gpu1
+      engine: vllm
+      slots: 64
+      labels: [public, internal]
+      tenants: [acme]
+      weight: 2
+    - url: http://gpu2:8000
+  dns:
+    - url: http://workers.gpu.svc:8000
+  heartbeats: true
+"""
+
+
+def test_workers_with_what_is_said_of_them(tmp_path: Path) -> None:
+    (tmp_path / "yuzui.yaml").write_text(POOL)
+    config = Config.load(tmp_path / "yuzui.yaml", environ={"YUZUI_WORKERS": "http://a:1"})
+    first, second, third = config.members()
+    assert (first.name, first.url, first.engine) == ("w1", "http://a:1", "")
+    assert (second.name, second.engine, second.slots, second.weight) == ("gpu1", "vllm", 64, 2.0)
+    assert second.levels == {Sensitivity.PUBLIC, Sensitivity.INTERNAL}
+    assert (third.name, third.levels) == ("w3", frozenset())
+    assert config.starts_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key"),
+    [
+        ("engine: vllm", "engine: tgi", 5, "pool.workers[0].engine"),
+        ("slots: 64", "slots: 0", 6, "pool.workers[0].slots"),
+        ("[public, internal]", "[secret]", 7, "pool.workers[0].labels"),
+        ("http://gpu2:8000", "ftp://gpu2", 10, "pool.workers[1].url"),
+        ("http://workers.gpu.svc:8000", "https://workers.gpu.svc", 12, "pool.dns[0].url"),
+        ("heartbeats: true", "heartbeats: perhaps", 13, "pool.heartbeats"),
+    ],
+)
+def test_a_mistake_in_the_pool_names_its_key_and_line(
+    tmp_path: Path, old: str, new: str, line: int, key: str
+) -> None:
+    (tmp_path / "yuzui.yaml").write_text(POOL.replace(old, new))
+    with pytest.raises(ConfigError) as wrong:
+        Config.load(tmp_path / "yuzui.yaml", environ={})
+    assert f"yuzui.yaml:{line}" in str(wrong.value)
+    assert key in str(wrong.value)
+
+
+def test_auto_is_a_number_of_workers_too() -> None:
+    assert Config.load(environ={"YUZUI_LOCAL_WORKERS": "auto"}).starts_workers == "auto"
+    assert Config.load(environ={"YUZUI_LOCAL_WORKERS": "3"}).starts_workers == 3
+    with pytest.raises(ConfigError, match="YUZUI_LOCAL_WORKERS"):
+        Config.load(environ={"YUZUI_LOCAL_WORKERS": "many"})
