@@ -10,9 +10,12 @@ SHARE_CPU, SHARE_CUDA = 0.25, 0.80
 # Remembered beside the entries of running requests, as shares of those: prompts, and features of
 # pictures (a picture's features are smaller than its entries in the cache of most models).
 KEPT_SHARE, KEPT_PICTURES_SHARE = 1 / 8, 1 / 32
-# Prompt tokens read in one step, between two tokens of everybody's answer: long enough that the
-# products are limited by arithmetic, short enough that nobody's stream pauses noticeably.
+# Prompt tokens read in one step: long enough that the products are limited by arithmetic, short
+# enough that the first of many prompts is answered long before the last one is read.
 STEP_TOKENS_CPU, STEP_TOKENS_CUDA = 512, 2048
+# How long a step may keep those waiting who decode: more is seen as a stream that stutters.
+PAUSE_S = 0.1
+BESIDE_TOKENS_MIN = 64  # below, most of a step is overhead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,11 @@ class Asked:
     kv_tokens: int = 0
     step_tokens: int = 0
     kept_tokens: int | None = None
+
+
+def beside_tokens(step_tokens: int, prefill_tokens_per_s: float) -> int:
+    """Prompt tokens of a step in which others decode, from the measured speed of reading."""
+    return min(step_tokens, max(BESIDE_TOKENS_MIN, int(prefill_tokens_per_s * PAUSE_S)))
 
 
 def capacity(

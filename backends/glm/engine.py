@@ -34,7 +34,7 @@ from backends.glm.events import (
     Ticket,
 )
 from backends.glm.model import Runner
-from backends.glm.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys, shared
+from backends.glm.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys
 from backends.glm.scheduler import Entry, Scheduler
 from backends.glm.speeds import EngineLoad, Speeds
 from backends.glm.types import Drawn
@@ -123,7 +123,7 @@ class Engine:
             if inside >= slots + self._queue_limit:
                 raise WorkerBusy(
                     waiting=len(self._waiting),
-                    retry_after_s=self._speeds.retry_after_s(ahead=1, slots=slots),
+                    retry_after_s=self._speeds.retry_after_s(1, slots),
                 )
             ticket = Ticket(self._clock())
             self._waiting.add(ticket)
@@ -133,7 +133,8 @@ class Engine:
     def submit(self, ticket: Ticket, job: Job) -> None:
         """Queue the work of an admitted ticket; one aborted meanwhile ends at once.
 
-        Raises: ValueError if it can never fit; who submits bounds prompt and output by the cache.
+        Raises: WorkerBusy if too many tokens wait already, ValueError if it can never fit; who
+        submits bounds prompt and output by the cache.
         """
         entry = Entry(
             key=ticket,
@@ -147,6 +148,11 @@ class Engine:
             raise ValueError("the request is longer than the whole cache")
         keys = block_keys(job.prompt, job.tenant)
         with self._wake:
+            if ahead := self._scheduler.in_the_way(entry):
+                raise WorkerBusy(
+                    waiting=len(self._waiting),
+                    retry_after_s=self._speeds.retry_after_s(ahead, self._scheduler.slots),
+                )
             if not ticket.aborted:
                 self._runs[ticket] = _Run(ticket, job, entry, keys)
                 self._scheduler.add(entry)
@@ -173,6 +179,7 @@ class Engine:
                 slots=scheduler.slots,
                 running=len(scheduler.running),
                 waiting=len(self._waiting),
+                waiting_tokens=scheduler.waiting_tokens,
                 queue_limit=self._queue_limit,
                 decode_tokens_per_s=round(speeds.decode.per_second, 2),
                 decode_tokens_per_s_total=round(speeds.total.per_second, 2),
@@ -189,6 +196,11 @@ class Engine:
         """Measure anew from here."""
         with self._wake:
             self._speeds = Speeds()
+
+    def read_beside(self, tokens: int) -> None:
+        """From now on, read so many prompt tokens in a step in which others decode."""
+        with self._wake:
+            self._scheduler.beside_tokens = tokens
 
     def _tell_news_locked(self) -> None:
         self._news = True
@@ -240,7 +252,7 @@ class Engine:
         for run in list(self._runs.values()):
             if run.ticket.aborted or run.failure is not None:
                 self._end_locked(run)
-                closed.append((run, ABORTED if run.failure is None else _failed(run.failure)))
+                closed.append((run, ABORTED if run.failure is None else Failed.by(run.failure)))
         return closed
 
     def _start_locked(self) -> list[tuple[_Run, list[int]]]:
@@ -261,13 +273,9 @@ class Engine:
 
     def _better_later(self, entry: Entry) -> bool:
         """Whether somebody reads, at this moment, what this one would have to read as well."""
-        reading = [
-            run.keys for run in self._runs.values() if run.entry.running and not run.entry.decoding
-        ]
-        if not reading:
-            return False
-        keys = self._runs[entry.key].keys
-        return shared(keys, self._index.kept(keys), reading) >= SHARED_BLOCKS_MIN
+        inside = self._runs.values()
+        reading = [r.keys for r in inside if r.entry.running and not r.entry.decoding]
+        return self._index.soon(self._runs[entry.key].keys, reading) >= SHARED_BLOCKS_MIN
 
     def _keep_locked(self, run: _Run, keys: list[bytes]) -> None:
         blocks = self._index.keep(keys)
@@ -303,7 +311,7 @@ class Engine:
         with self._wake:
             self._end_locked(run)
         self._on_change()
-        run.job.emit(_failed(error))
+        run.job.emit(Failed.by(error))
 
     def _advance(self, work: list[tuple[_Run, int]]) -> None:
         """One step of the batch. When it fails, its members take it one by one, so that only those
@@ -359,7 +367,7 @@ class Engine:
             )
         except Exception as error:  # as above
             self._end_locked(run)
-            return _failed(error)
+            return Failed.by(error)
         self._end_locked(run)
         return end
 
@@ -387,10 +395,6 @@ class Engine:
 def _tell_aborted(runs: Sequence[_Run]) -> None:
     for run in runs:
         run.job.emit(ABORTED)
-
-
-def _failed(error: Exception) -> Failed:
-    return Failed(f"{type(error).__name__}: {error}")
 
 
 def _ms(seconds: float) -> int:

@@ -43,6 +43,11 @@ class Failed:
     detail: str
     aborted: bool = False
 
+    @classmethod
+    def by(cls, error: Exception) -> Failed:
+        """Broken by this."""
+        return cls(f"{type(error).__name__}: {error}")
+
 
 Event = Progress | Finished | Failed
 ABORTED = Failed("aborted", aborted=True)

@@ -127,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         help="int8: matrices in one byte a weight, half of bfloat16; answers differ a little "
         "(default: %(default)s)",
     )
-    add("--threads", type=_at_least(0), default=0, help="CPU threads; 0: torch decides (default)")
+    add(
+        "--threads",
+        type=_at_least(0),
+        default=0,
+        help="CPU threads; 0: one for a small model, else all (default)",
+    )
     _add_batch(add)
     add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
     add(

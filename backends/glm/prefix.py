@@ -72,6 +72,15 @@ class PrefixIndex:
         """How many blocks `match` would find."""
         return next((i for i, key in enumerate(keys) if key not in self._kept), len(keys))
 
+    def soon(self, keys: Sequence[bytes], read_now: Iterable[Sequence[bytes]]) -> int:
+        """How many further blocks would be found if those who read these prompts now were done."""
+        most = kept = self.kept(keys)
+        for others in read_now:
+            pairs = enumerate(zip(keys, others, strict=False))
+            same = next((i for i, (own, other) in pairs if own != other), None)
+            most = max(most, min(len(keys), len(others)) if same is None else same)
+        return most - kept
+
     def keep(self, keys: Sequence[bytes]) -> list[tuple[int, int]]:
         """Make room for the blocks of a prompt that are not kept yet: (index in `keys`, where its
         entries are to be copied)."""
@@ -98,19 +107,3 @@ class PrefixIndex:
         for key in reversed(keys):
             if key in self._kept:
                 self._kept.move_to_end(key)
-
-
-def shared(keys: Sequence[bytes], kept: int, read_now: Iterable[Sequence[bytes]]) -> int:
-    """How many further blocks would be found if those who read their prompts now were done.
-
-    `keys`: of one that might start, the first `kept` of which are found already.
-    """
-    most = 0
-    for others in read_now:
-        count = 0
-        for own, other in zip(keys, others, strict=False):
-            if own != other:
-                break
-            count += 1
-        most = max(most, count - kept)
-    return most

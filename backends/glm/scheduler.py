@@ -22,6 +22,9 @@ PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # section 4.1 of the paper
 # How often others may start before the first in line, when only it does not fit. Few enough that a
 # large request is not starved by small ones, enough that free rows are not left idle for one.
 OVERTAKEN_MAX = 16
+# How many times the cache the waiting requests may need, all together. Less would refuse requests
+# that get their turn within seconds, more would promise a turn that nobody waits for.
+QUEUE_CACHES = 2
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -134,14 +137,33 @@ class Counters:
 
 @dataclass(kw_only=True, slots=True)
 class Scheduler:
-    """`rows` of the cache; `slots`: requests that may run; `step_tokens`: budget of one step."""
+    """`rows` of the cache; `slots`: requests that may run; `step_tokens`: budget of one step, and
+    `beside_tokens` of one in which somebody decodes, who waits for all of it."""
 
     rows: Rows
     slots: int
     step_tokens: int
+    beside_tokens: int
     waiting: list[Entry] = field(default_factory=list)
     running: list[Entry] = field(default_factory=list)
     _counters: Counters = field(default_factory=Counters)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Cache entries that those who wait will need."""
+        return sum(entry.kv_tokens for entry in self.waiting)
+
+    def in_the_way(self, entry: Entry) -> int:
+        """How many of those who wait must have started before this one may wait as well; 0: it may.
+        A queue of few long requests lasts as long as one of many short ones."""
+        over = self.waiting_tokens + entry.kv_tokens - QUEUE_CACHES * self.rows.tokens
+        count = 0
+        for waiting in self.waiting:
+            if over <= 0:
+                break
+            over -= waiting.kv_tokens
+            count += 1
+        return count
 
     def add(self, entry: Entry) -> None:
         """A request that waits from now on."""
@@ -188,7 +210,7 @@ class Scheduler:
     def plan(self) -> list[tuple[Entry, int]]:
         """Who takes part in the next step, and with how many tokens each."""
         work = [(entry, 1) for entry in self.running if entry.decoding]
-        budget = self.step_tokens - len(work)
+        budget = (self.beside_tokens if work else self.step_tokens) - len(work)
         reading = [entry for entry in self.running if not entry.decoding and entry.ready]
         for entry in sorted(reading, key=self._rank):
             tokens = min(budget, entry.prompt_tokens - entry.computed)

@@ -13,13 +13,15 @@ RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
     """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
-    request, and of all together. `kv_tokens_used`: entries allotted to running requests. The last
+    request, and of all together. `kv_tokens_used`: entries allotted to running requests,
+    `waiting_tokens`: those that waiting ones will need. The last
     four count since the start: tokens of prompts and those of them that were not read again,
     pictures and those that were not encoded again."""
 
     slots: int = 0
     running: int = 0
     waiting: int = 0
+    waiting_tokens: int = 0
     queue_limit: int = 0
     decode_tokens_per_s: float = 0.0
     decode_tokens_per_s_total: float = 0.0
@@ -69,7 +71,7 @@ class Speeds:
             self.decode.add(1, seconds)
             self.total.add(decoded, seconds)
 
-    def retry_after_s(self, *, ahead: int, slots: int) -> int:
+    def retry_after_s(self, ahead: int, slots: int) -> int:
         """Seconds until `ahead` requests have left `slots` slots, rounded up; 1 if unmeasured."""
         rate = self.requests.per_second * slots
         turn_s = ahead / rate if rate > 0 else 1.0

@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from backends.glm.capacity import Capacity, capacity
+from backends.glm.capacity import Capacity, beside_tokens, capacity
 from backends.glm.engine import Engine
 from backends.glm.errors import WorkerError
 from backends.glm.events import Event, Failed, Finished, Job
@@ -32,9 +32,11 @@ from backends.glm.scheduler import Rows, Scheduler
 from backends.glm.service import Serving
 from backends.glm.types import Sampling
 
+ONE_THREAD_PARAMETERS = 50_000_000
 WARM_UP_ROUNDS = 2  # the first one pays for lazy initialisation and is not measured
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
 WARM_UP_SIDE_PX = 112
+WARM_UP_TEXT = "one two three " * 30  # some hundred tokens: enough to measure reading
 
 
 def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
@@ -48,8 +50,6 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("transformers").setLevel(logging.WARNING)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     ensure_fits(options)
     checkpoint = load_checkpoint(
         options.model,
@@ -58,6 +58,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         quantize=options.quantize,
         max_model_len=options.max_model_len,
     )
+    _set_threads(options, checkpoint)
     room = _room(options, checkpoint)
     longest = min(checkpoint.max_model_len, room.kv_tokens)
     checkpoint = replace(
@@ -77,7 +78,10 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
             kept_bytes=room.kept_bytes,
         ),
         scheduler=Scheduler(
-            rows=Rows(room.rows, room.row_tokens), slots=room.slots, step_tokens=room.step_tokens
+            rows=Rows(room.rows, room.row_tokens),
+            slots=room.slots,
+            step_tokens=room.step_tokens,
+            beside_tokens=room.step_tokens,
         ),
         queue_limit=options.queue,
         kept_blocks=kept_blocks,
@@ -85,7 +89,19 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
     )
     engine.start()
     _warm_up(engine, checkpoint)
+    if not options.capacity.step_tokens:
+        speed = engine.load().prefill_tokens_per_s
+        engine.read_beside(beside_tokens(room.step_tokens, speed))
     return Serving(engine=engine, preparer=checkpoint.preparer(options.limits))
+
+
+def _set_threads(options: Options, checkpoint: Checkpoint) -> None:
+    """Products of a small model are over before a second thread has woken, and the cores have
+    pictures to decode and replies to write."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    elif sum(p.numel() for p in checkpoint.model.parameters()) < ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)
 
 
 def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
@@ -104,11 +120,11 @@ def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
 def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:
     """Real generations with a picture: prove that the checkpoint works, and measure it."""
     try:
-        prompt = checkpoint.prompts.build(_warm_up_chat())
+        prompt = checkpoint.prompts.build(_warm_up_chat(checkpoint.max_model_len))
     except WorkerError as error:
         raise _cannot_answer(error) from error
     room = checkpoint.prompts.max_model_len - len(prompt.ids)
-    for _ in range(WARM_UP_ROUNDS):
+    for number in range(WARM_UP_ROUNDS):
         engine.forget_speeds()
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         job = Job(
@@ -118,6 +134,7 @@ def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:
             max_tokens=min(WARM_UP_TOKENS, room),
             output=Output(checkpoint.tokenizer.bytes_of, think_ids=(None, None), thinking="closed"),
             emit=events.put,
+            tenant=f"warm-up {number}",  # or the second one would be remembered, not measured
         )
         engine.submit(engine.admit(), job)
         while not isinstance(event := events.get(), Finished | Failed):
@@ -130,9 +147,9 @@ def _cannot_answer(why: object) -> LoadError:
     return LoadError(f"The checkpoint loads but cannot answer a picture: {why}")
 
 
-def _warm_up_chat() -> ChatRequest:
+def _warm_up_chat(max_model_len: int) -> ChatRequest:
     buffer = io.BytesIO()
     Image.new("RGB", (WARM_UP_SIDE_PX, WARM_UP_SIDE_PX), "grey").save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    parts = (ImagePart(url), TextPart("What is this?"))
+    parts = (ImagePart(url), TextPart("What is this? " + WARM_UP_TEXT[: max_model_len // 8]))
     return ChatRequest(model="", messages=(Message(role="user", parts=parts),))

@@ -19,7 +19,12 @@ def scheduler(
     slots: int = 1, *, rows: int = ROWS, row_tokens: int = ROW_TOKENS, step_tokens: int = 4096
 ) -> Scheduler:
     """Room for as many requests as a test wants to run at once."""
-    return Scheduler(rows=Rows(max(rows, slots), row_tokens), slots=slots, step_tokens=step_tokens)
+    return Scheduler(
+        rows=Rows(max(rows, slots), row_tokens),
+        slots=slots,
+        step_tokens=step_tokens,
+        beside_tokens=step_tokens,
+    )
 
 
 class Script:

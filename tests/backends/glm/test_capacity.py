@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 
 from backends.glm.capacity import (
+    BESIDE_TOKENS_MIN,
     SLOTS_CPU,
     SLOTS_CUDA,
     STEP_TOKENS_CPU,
     STEP_TOKENS_CUDA,
     Asked,
     Capacity,
+    beside_tokens,
     capacity,
 )
 
@@ -53,3 +55,9 @@ def test_the_operator_decides() -> None:
 @pytest.mark.parametrize("free", [0, 1, 10**6])
 def test_something_is_left_however_small_the_memory(free: int) -> None:
     assert room(free=free).row_tokens >= 1
+
+
+def test_reading_beside_others_takes_a_tenth_of_a_second() -> None:
+    assert beside_tokens(512, 2000.0) == 200
+    assert beside_tokens(512, 10**6) == 512
+    assert beside_tokens(512, 0.0) == BESIDE_TOKENS_MIN

@@ -398,3 +398,23 @@ def test_who_waits_for_pictures_begins_when_they_are_seen(bench: Bench) -> None:
     assert seen.last()[0] == "ab"
     bench.counts(engine, 0, 0)
     assert script.closed == 3
+
+
+def test_a_queue_is_bounded_by_its_tokens_too(bench: Bench) -> None:
+    script = Script(b"a", gated=True)
+    engine, waiting = bench.start(script, queue_limit=99), []
+    for number in range(4):  # the cache has 128 entries, so 256 may wait; each needs 109
+        ticket = engine.admit()
+        if number < 3:
+            engine.submit(ticket, job(Inbox()))
+            waiting.append(ticket)
+            bench.counts(engine, 1, number)
+    assert engine.load().waiting_tokens == 2 * 109
+    with pytest.raises(WorkerBusy) as caught:
+        engine.submit(ticket, job(Inbox()))
+    assert caught.value.retry_after_s == 1
+    engine.submit(ticket, job(Inbox(), max_tokens=3))  # a short one still fits
+    for one in (*waiting, ticket):
+        engine.abort(one)
+    script.allow(1)
+    bench.counts(engine, 0, 0)

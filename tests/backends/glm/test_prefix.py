@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.glm.prefix import BLOCK, PrefixIndex, block_keys, shared
+from backends.glm.prefix import BLOCK, PrefixIndex, block_keys
 from backends.glm.types import Pixels, Prompt
 
 IMAGE = 7
@@ -112,4 +112,6 @@ def test_no_block_is_two_prompts(prompts: list[list[str]], room: int) -> None:
 )
 def test_what_waiting_would_save(kept: int, readers: list[str], expected: int) -> None:
     own = [letter.encode() for letter in "abcd"]
-    assert shared(own, kept, [[c.encode() for c in reader] for reader in readers]) == expected
+    index = PrefixIndex(9)
+    index.keep(own[:kept])
+    assert index.soon(own, [[c.encode() for c in reader] for reader in readers]) == expected

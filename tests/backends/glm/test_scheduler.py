@@ -28,7 +28,7 @@ def entry(
 
 
 def scheduler(*, rows: int = 4, slots: int = 4, budget: int = 100) -> Scheduler:
-    return Scheduler(rows=Rows(rows, 16), slots=slots, step_tokens=budget)
+    return Scheduler(rows=Rows(rows, 16), slots=slots, step_tokens=budget, beside_tokens=budget)
 
 
 def started(schedule: Scheduler) -> list[Entry]:
@@ -201,3 +201,27 @@ def test_everybody_is_served_and_nothing_is_lost(
         assert steps < 20 * 61 * 60
     assert schedule.rows.tokens_used == 0
     assert not schedule._counters._active
+
+
+def test_less_is_read_while_others_decode() -> None:
+    schedule = scheduler(rows=8, budget=30)
+    schedule.beside_tokens = 5
+    first, second = entry(prompt=20), entry(prompt=20)
+    schedule.add(first)
+    schedule.add(second)
+    started(schedule)
+    assert schedule.plan() == [(first, 20), (second, 10)]
+    run(schedule)
+    assert schedule.plan() == [(first, 1), (second, 4)]
+
+
+def test_no_more_tokens_wait_than_get_their_turn_soon() -> None:
+    schedule = scheduler(rows=1)  # 16 entries, so 32 may wait; each needs 11
+    assert schedule.in_the_way(entry(prompt=5)) == 0
+    for _ in range(2):
+        schedule.add(entry(prompt=5))
+    assert schedule.waiting_tokens == 22
+    assert schedule.in_the_way(entry(prompt=4)) == 0
+    assert schedule.in_the_way(entry(prompt=5)) == 1
+    assert schedule.in_the_way(entry(prompt=10)) == 1
+    assert schedule.in_the_way(entry(prompt=16)) == 2

@@ -326,7 +326,7 @@ async def test_health_models_and_load(checkpoint: Checkpoint, serve: Serve) -> N
             "engine", "model", "worker", "pid", "slots", "running", "waiting", "queue_limit",
             "decode_tokens_per_s", "decode_tokens_per_s_total",
             "prefill_tokens_per_s", "kv_tokens_used", "kv_tokens_total", "max_model_len", "state",
-            "prompt_tokens", "cached_tokens", "pictures", "cached_pictures",
+            "waiting_tokens", "prompt_tokens", "cached_tokens", "pictures", "cached_pictures",
             "seq", "image_limits",
         }  # fmt: skip
         assert first["seq"] < second["seq"]

@@ -21,9 +21,9 @@ def test_one_request_and_all_together() -> None:
 
 def test_when_to_come_back() -> None:
     speeds = Speeds()
-    assert speeds.retry_after_s(ahead=1, slots=4) == 1
+    assert speeds.retry_after_s(1, 4) == 1
     speeds.requests.add(1, 11.5)
-    assert speeds.retry_after_s(ahead=1, slots=1) == 12
-    assert speeds.retry_after_s(ahead=1, slots=4) == 3
-    assert speeds.retry_after_s(ahead=4, slots=4) == 12
-    assert speeds.retry_after_s(ahead=1000, slots=4) == RETRY_AFTER_MAX_S
+    assert speeds.retry_after_s(1, 1) == 12
+    assert speeds.retry_after_s(1, 4) == 3
+    assert speeds.retry_after_s(4, 4) == 12
+    assert speeds.retry_after_s(1000, 4) == RETRY_AFTER_MAX_S
