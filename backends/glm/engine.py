@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -98,7 +98,8 @@ class Engine:
             tickets = {*self._waiting, *(run.ticket for run in self._runs.values())}
             given_up = [run for ticket in tickets for run in self._abort_locked(ticket)]
             self._tell_news_locked()
-        _tell_aborted(given_up)
+        for run in given_up:
+            run.job.emit(ABORTED)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -167,7 +168,8 @@ class Engine:
                 return
             given_up = self._abort_locked(ticket)
             self._tell_news_locked()
-        _tell_aborted(given_up)
+        for run in given_up:
+            run.job.emit(ABORTED)
         self._on_change()
 
     def load(self) -> EngineLoad:
@@ -219,8 +221,6 @@ class Engine:
             return []
         self._end_locked(run)
         return [run]
-
-    # ------------------------------------------------------------ the engine's thread
 
     def _loop(self) -> None:
         while True:
@@ -390,11 +390,6 @@ class Engine:
             slot_ms=_ms(now_s - run.started_s),
             cached_tokens=run.cached_tokens,
         )
-
-
-def _tell_aborted(runs: Sequence[_Run]) -> None:
-    for run in runs:
-        run.job.emit(ABORTED)
 
 
 def _ms(seconds: float) -> int:
