@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("gateway.commands.token", "issue a token for a caller"),
     "budget": ("gateway.commands.budget", "set, list and remove budgets"),
     "report": ("gateway.commands.report", "what was asked, answered, spent and saved"),
+    "row": ("gateway.commands.row", "everything the books know of one request"),
     "tco": ("gateway.commands.tco", "buy or rent: what the traffic cost, and would have cost"),
     "archive": ("gateway.commands.archive", "ledger rows in Parquet: move, look, query, export"),
     "prices": (

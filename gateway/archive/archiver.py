@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from gateway.archive.columns import to_line
 from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, Marker
 from gateway.archive.layout import FIRST, File, day_of, file_of, parse_id
-from gateway.archive.marks import ClaimLost, Hot, Marks
+from gateway.archive.marks import PAGE_ROWS, ClaimLost, Hot, Marks
+from gateway.archive.tidy import Compacted, Forgotten, compact, forget
 from gateway.redis_link import LedgerFault, LedgerUnavailable
 from policies.types import Value
 
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 BATCH_ROWS: Final = 50_000  # some 20 MB in memory, a second of work
 # A row this young waits: what a power failure can take from Redis was then not archived yet.
 SETTLE_S: Final = 5.0
+FOR_EVER_S: Final = 1e10
+TIDY_EVERY_S: Final = 6 * 3_600.0
 
 # What happens at each step; tests end the process there.
 Step = Callable[[str], None]
@@ -84,6 +88,44 @@ class Archiver:
         trimmed = await self._hot.trim(max(0, await self._hot.now_ms() - int(1000 * keep_s)))
         self._step("trimmed")
         return Moved(rows=rows, batches=batches, trimmed=trimmed)
+
+    async def rest(self) -> None:
+        """Ends the claim until the next run, so that `forget` and `compact` need not wait."""
+        await self._hot.release()
+
+    async def compact(self) -> Compacted:
+        """Makes large files of small ones. Raises as `run`."""
+        await self._hot.claim()
+        marks = await self.check()
+        return compact(self._files, marks.cursor, now_ms=await self._hot.now_ms())
+
+    async def forget(self, *, tenant: str, subject: str | None, who: str) -> Forgotten:
+        """Erases a tenant, or one subject of it, from the books: whatever was booked until now is
+        archived, made anonymous there, and leaves Redis. Requests that are still under way are
+        booked later. Raises as `run`."""
+        of = f"tenant:{tenant}"
+        if subject is not None:  # a person's name does not belong into a trail that stays
+            of += f" subject sha256:{hashlib.sha256(subject.encode()).hexdigest()[:16]}"
+        await self._hot.note("forget", who=who, of=of, posted_nano=0)
+        self._step("noted")
+        await self.run(keep_s=FOR_EVER_S, settle_s=-1.0)
+        marks = await self._hot.look()
+        done = forget(self._files, marks.cursor, tenant=tenant, subject=subject)
+        self._step("erased")
+        if marks.cursor is not None:
+            await self._drop(marks.cursor, tenant, subject)
+        self._step("dropped")
+        await self._hot.note("forgotten", who=who, of=of, posted_nano=done.posted_nano)
+        return done
+
+    async def _drop(self, cursor: str, tenant: str, subject: str | None) -> None:
+        """Takes the rows of one tenant out of the stream, of those that are archived."""
+        after: str | None = None
+        while page := await self._hot.entries(after, cursor, limit=PAGE_ROWS):
+            after = page[-1].id
+            rows = [(one.id, one.row) for one in page if one.row.tenant == tenant]
+            theirs = [name for name, row in rows if subject in (None, row.subject)]
+            await self._hot.drop(theirs)
 
     async def check(self) -> Marks:
         """That books and archive belong together; gives both a common name the first time."""
@@ -156,9 +198,15 @@ async def keep_running(
 ) -> None:
     """Runs until told to stop. What goes wrong is logged and tried again next time: the rows wait
     in Redis meanwhile."""
+    loop = asyncio.get_running_loop()
+    tidied_s = loop.time()
     while not stop.is_set():
         try:
             moved = await worker.run(keep_s=keep_s)
+            if loop.time() - tidied_s > TIDY_EVERY_S:
+                tidied_s = loop.time()
+                await worker.compact()
+            await worker.rest()
             if moved.rows or moved.trimmed:
                 _log.info("archived: %d rows, %d trimmed", moved.rows, moved.trimmed)
         except (ClaimLost, LedgerUnavailable, LedgerFault, ArchiveError) as error:

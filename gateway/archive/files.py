@@ -137,12 +137,26 @@ class Files:
             return ds.dataset(SCHEMA.empty_table())
         return ds.dataset(paths, schema=SCHEMA, format="parquet", filesystem=self._fs)
 
+    def rows(self, file: File) -> int:
+        """How many lines a file has; reads its end only."""
+        try:
+            path = f"{self._root}/{file.path}"
+            return int(pq.read_metadata(path, filesystem=self._fs).num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(f"{self.shown}/{file.path} cannot be read: {error}") from error
+
     def read(self, file: File) -> pa.Table:
         """One file with every column that it has, also those that only a later version knows."""
         try:
             return pq.read_table(f"{self._root}/{file.path}", filesystem=self._fs)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(f"{self.shown}/{file.path} cannot be read: {error}") from error
+
+
+def write_table(table: pa.Table, path: Path) -> int:
+    """An Arrow table as one Parquet file on this machine; how many rows it has."""
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    return int(table.num_rows)
 
 
 def table_of(lines: Iterable[Mapping[str, Any]]) -> pa.Table:

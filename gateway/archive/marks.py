@@ -12,6 +12,7 @@ never changed, so everything up to a cursor is complete.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 from gateway.archive.entries import Entry, entry
@@ -72,6 +73,7 @@ class Hot:
         self._token = secrets.token_hex(16)
         self._rows = keys.rows
         self._archive = keys.archive
+        self._audit = keys.audit
         claim, archive = keys.archiver, keys.archive
         self._claim = Bound(CLAIM, (claim,))
         self._release = Bound(RELEASE, (claim,))
@@ -139,6 +141,21 @@ class Hot:
         await self._link.call("HSETNX", self._archive, "id", name)
         found: bytes = await self._link.call("HGET", self._archive, "id")
         return found.decode()
+
+    async def drop(self, ids: Sequence[str]) -> None:
+        """Deletes single rows from the stream; whoever calls it knows that they are archived.
+        Raises ClaimLost."""
+        if ids:
+            await self.claim()
+            await self._link.call("XDEL", self._rows, *ids)
+
+    async def note(self, act: str, *, who: str, of: str, posted_nano: int) -> None:
+        """Writes into the audit trail of the books: an entry like those of budgets, without a
+        definition before and after."""
+        await self._link.call(
+            "XADD", self._audit, "*", "act", act, "who", who, "id", f"rows|{of}",
+            "from", "", "to", "", "p", posted_nano, "h", 0,
+        )  # fmt: skip
 
     async def plan(self, cursor: str | None, last: str) -> str:
         """The last row of the next batch: `last`, or of a batch that was planned before and not

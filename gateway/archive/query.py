@@ -114,8 +114,14 @@ class Query:
 
     def rows(self) -> Iterator[Row]:
         """Every row in the order of arrival. Lines that sum up forgotten rows are none."""
-        for line in self._lines("SELECT * FROM rows WHERE lines = 1 ORDER BY at_ms, stream_id"):
+        for line in self._lines(
+            "SELECT * FROM rows WHERE stream_id <> '' ORDER BY at_ms, stream_id"
+        ):
             yield to_row(line)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every line in the order of arrival, with all columns; also those that sum up."""
+        yield from self._lines("SELECT * FROM rows ORDER BY at_ms, stream_id")
 
     def find(self, request_id: str) -> list[Row]:
         """The rows of one request, first attempt first."""

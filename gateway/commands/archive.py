@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import getpass
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway import logs
+from gateway.admin_client import AdminError
+from gateway.archive.books import BooksError
 from gateway.archive.extra import ExtraMissing, load
 from gateway.archive.marks import ClaimLost, Hot, Marks
+from gateway.commands.archive_out import add_export, add_query, export, query
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.data_dir import DataDir
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.archive import archiver, files
 
 DAY_S = 86_400.0
+CLAIM_TRIES, CLAIM_WAIT_S = 20, 0.25
 _EPILOG = """\
 Rows of the ledger are kept in Redis for archive.keep_hot_days and in Parquet for good. `yuzui up`
 runs an archiver by itself; elsewhere `yuzui archive run` is a process of its own, one for all
@@ -49,14 +55,27 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("--once", action="store_true", help="what is due now, then end")
     status = acts.add_parser("status", help="what is archived, what is hot, and whether it adds up")
     status.add_argument("--json", action="store_true", help="print JSON")
-    for each in (run, status):
+    merge = acts.add_parser("compact", help="make large files of small ones (`run` does, too)")
+    erase = acts.add_parser("forget", help="erase a tenant's rows; the books still add up")
+    erase.add_argument("--tenant", required=True, metavar="NAME")
+    erase.add_argument("--subject", metavar="NAME", help="only this caller of the tenant")
+    erase.add_argument("--yes", action="store_true", help="do not ask; it cannot be undone")
+    out = acts.add_parser("export", help="rows, hot and archived, as CSV, JSON lines or Parquet")
+    add_export(out)
+    ask = acts.add_parser("query", help="a question in SQL (DuckDB) to all rows, the view `rows`")
+    add_query(ask)
+    for each in (run, status, merge, erase, out, ask):
         add_config(each)
     args = parser.parse_args(argv)
     config = load_config(parser, args)
-    doing: dict[str, Any] = {"run": _run, "status": _status}
     try:
-        return int(asyncio.run(doing[args.act](config, args)))
-    except (CommandError, ExtraMissing, ClaimLost, LedgerUnavailable, LedgerFault) as error:
+        if args.act in _READING:
+            return _READING[args.act](config, args)
+        return int(asyncio.run(_WORKING[args.act](config, args)))
+    except (
+        CommandError, BooksError, ExtraMissing, AdminError, ClaimLost, LedgerUnavailable,
+        LedgerFault, ValueError, OSError,
+    ) as error:  # fmt: skip
         print(f"yuzui archive: {error}", file=sys.stderr)
         return 1
 
@@ -105,6 +124,59 @@ async def _run(config: Config, args: argparse.Namespace) -> int:
     finally:
         await _leave(hot)
     return 0
+
+
+async def _compact(config: Config, _: argparse.Namespace) -> int:
+    done = await _as_archiver(config, lambda worker: worker.compact())
+    print(f"{done.merged} files merged into {done.written}; {done.deleted} old ones deleted")
+    return 0
+
+
+async def _forget(config: Config, args: argparse.Namespace) -> int:
+    whom = f"tenant {args.tenant}" + (f", subject {args.subject}" if args.subject else "")
+    if not args.yes and not _sure(whom):
+        print("nothing was erased")
+        return 1
+    who = getpass.getuser()
+    done = await _as_archiver(
+        config,
+        lambda worker: worker.forget(tenant=args.tenant, subject=args.subject, who=who),
+    )
+    print(
+        f"{done.rows} rows of {whom} are erased in {done.files} files; {cny(done.posted_nano)} CNY "
+        "stay in the books without a name.\nRequests that were under way are booked when they end: "
+        "withdraw the tokens, then run this again.\nBudgets, logs and copies of Redis and of the "
+        "archive are not touched."
+    )
+    return 0
+
+
+def _sure(whom: str) -> bool:
+    try:
+        return input(f"Erase every row of {whom}? It cannot be undone. [yes/no] ") == "yes"
+    except EOFError:
+        raise CommandError("nobody is there to be asked: give --yes") from None
+
+
+async def _as_archiver(config: Config, act: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+    """Does one thing as the archiver; a running one is in its way for moments only."""
+    module: Any = load("gateway.archive.archiver")
+    hot = await Hot.connect(redis_url(config))
+    try:
+        await _claimed(hot)
+        return await _once(act(module.Archiver(hot, open_files(config))), module.ArchiveError)
+    finally:
+        await _leave(hot)
+
+
+async def _claimed(hot: Hot) -> None:
+    """Waits its turn. Raises ClaimLost when it does not come."""
+    for _ in range(CLAIM_TRIES):
+        with contextlib.suppress(ClaimLost):
+            await hot.claim()
+            return
+        await asyncio.sleep(CLAIM_WAIT_S)
+    await hot.claim()
 
 
 async def _once(work: Coroutine[Any, Any, Any], trouble: type[Exception]) -> Any:
@@ -221,3 +293,12 @@ def as_text(found: Status) -> str:
 
 def _or(value: int | None) -> str:
     return "-" if value is None else str(value)
+
+
+_READING = {"export": export, "query": query}
+_WORKING: dict[str, Callable[[Config, argparse.Namespace], Coroutine[Any, Any, int]]] = {
+    "run": _run,
+    "status": _status,
+    "compact": _compact,
+    "forget": _forget,
+}

@@ -12,7 +12,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 local before = whole(ARGV[3], 'moment')
 local most = whole(ARGV[4], 'count')
 local cursor = redis.call('HGET', KEYS[2], 'cursor')
-if not cursor then
+if not cursor or before == 0 then
   return { 1, 0, 0 }
 end
 local ms = tonumber(string.match(cursor, '^(%d+)-'))

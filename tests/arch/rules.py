@@ -129,7 +129,7 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
         "what leaves this machine leaves through backends/egress.py",
     ),
     ("pyarrow", "duckdb", "fsspec"): (
-        frozenset({"gateway.archive.files", "gateway.archive.query"}),
+        frozenset({"gateway.archive.files", "gateway.archive.query", "gateway.archive.tidy"}),
         "a gateway without an archive installs and loads none of it",
     ),
     ("pickle", "marshal", "shelve"): (frozenset(), "data that can run code is not data"),

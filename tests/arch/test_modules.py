@@ -25,6 +25,7 @@ AND_WORKER = {
 WITH_EXTRA = {
     "gateway.archive.files": "Parquet",
     "gateway.archive.query": "DuckDB",
+    "gateway.archive.tidy": "Parquet",
     "gateway.archive.archiver": "writes Parquet",
 }
 

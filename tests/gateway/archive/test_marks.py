@@ -72,6 +72,7 @@ async def test_only_archived_rows_leave_the_stream(hot: Hot, redis_url: str) -> 
         await hot.plan(None, entries[3].id)
         assert await hot.trim(2**52) == 0  # planned is not archived
         await hot.commit(entries[3].id, rows=4, posted_nano=0)
+        assert await hot.trim(0) == 0
         booked_ms = int(entries[0].id.partition("-")[0])
         assert await hot.trim(booked_ms) == 0  # all are younger than that
         assert await hot.trim(2**52) == 4

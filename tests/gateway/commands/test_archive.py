@@ -133,3 +133,32 @@ async def test_a_report_reads_hot_and_archived_rows_of_a_real_gateway(
     assert found["total"]["requests"] == 4
     assert found["total"]["cost_nano"] == till.posted_nano
     assert [line["group"] for line in found["lines"]] == ["local_fits"]
+
+
+async def test_a_tenant_is_forgotten_when_asked_twice(
+    books_here: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _settled(books_here, 12)
+    monkeypatch.setattr("builtins.input", lambda _: "no")
+    assert await _do("forget", "--tenant", "tenant-1") == 1
+    assert "nothing was erased" in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    assert await _do("forget", "--tenant", "tenant-1") == 0
+    assert "4 rows of tenant tenant-1 are erased" in capsys.readouterr().out
+    assert await _do("forget", "--tenant", "tenant-2", "--yes") == 0
+    assert await _do("status") == 0
+    assert await _do("compact") == 0
+    assert "0 files merged" in capsys.readouterr().out  # all are younger than an hour, but one
+    with redis.Redis.from_url(books_here) as raw:
+        assert not raw.exists("yuzui:{main}:archiver"), "the claim is given back"
+
+
+async def test_nobody_to_ask_is_no_consent(
+    books_here: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    assert await _do("forget", "--tenant", "tenant-1") == 1
+    assert "give --yes" in capsys.readouterr().err
