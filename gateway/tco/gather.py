@@ -8,14 +8,14 @@ from typing import Final
 
 import msgspec
 
-from gateway.rows import Row
+from gateway.report import open_rows
+from gateway.rows import Row, RowState
 from policies.tco import Job
 from policies.tco_parts import slot_ms_of
 from policies.types import Reason, Site
 
 JOBS_MAX: Final = 200_000  # the latest ones; more would make a study of minutes
 SAMPLES_MAX: Final = 20_000  # more do not make two coefficients better
-CORRECTION: Final = "correction"
 
 
 class NothingToStudy(Exception):
@@ -77,11 +77,11 @@ def gather(
     """
     booked = Booked()
     finals: list[Row] = []
-    corrections: dict[str, int] = {}
+    corrections: dict[str, Row] = {}
     for row in rows:
         _count(booked, row)
-        if row.state == CORRECTION:
-            corrections[row.hold_id] = corrections.get(row.hold_id, 0) + row.posted_nano
+        if row.state == RowState.CORRECTION:
+            corrections[row.hold_id] = row
         elif row.final:
             finals.append(row)
     finals.sort(key=lambda row: row.at_ms)
@@ -132,8 +132,8 @@ def _count(booked: Booked, row: Row) -> None:
             booked.cloud_models.add(row.target)
     if row.card_version:
         booked.cards.add(row.card_version)
-    booked.unreconciled += row.state == "unreconciled"
-    if row.final and row.state != CORRECTION:
+    booked.unreconciled += open_rows(row.state)
+    if row.final and row.state != RowState.CORRECTION:
         booked.requests += 1
         booked.local_requests += row.site is Site.LOCAL
         booked.pinned += row.reason == Reason.PINNED
@@ -143,16 +143,20 @@ def _count(booked: Booked, row: Row) -> None:
 
 def _job(
     row: Row,
-    corrections: dict[str, int],
+    corrections: dict[str, Row],
     booked: Booked,
     rates: tuple[Fraction, Fraction] | None,
 ) -> Job | None:
     """A request as a job; None when it was not answered or has no price to compare with."""
+    billed = corrections.get(row.hold_id)
+    if billed is not None:  # the bill knows what was used, and what it came to
+        total = row.posted_nano + billed.posted_nano
+        row = msgspec.structs.replace(billed, posted_nano=total)
     if not row.completion_tokens:
         booked.unanswered += 1
         return None
     here = row.site is Site.LOCAL
-    price = row.cloud_nano if here else row.posted_nano + corrections.get(row.hold_id, 0)
+    price = row.cloud_nano if here else row.posted_nano
     if price is None:
         booked.unpriced += 1
         return None

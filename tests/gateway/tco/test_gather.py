@@ -42,9 +42,10 @@ def test_earlier_attempts_cost_and_are_no_traffic() -> None:
 def test_a_correction_changes_the_price_of_its_request() -> None:
     *_, cloud = rows(4)
     assert cloud.site is Site.CLOUD
-    less = replace(cloud, state="correction", posted_nano=-100)
-    found = gather([*list(rows(3)), cloud, less])
-    assert found.booked.requests == 4
+    open_ = replace(cloud, state="unreconciled", completion_tokens=0)
+    less = replace(cloud, state="correction", final=False, posted_nano=-100)
+    found = gather([*list(rows(3)), open_, less])
+    assert (found.booked.requests, found.booked.unreconciled) == (4, 0)
     assert found.jobs[-1].cloud_nano == cloud.posted_nano - 100
     assert found.booked.cloud_nano == cloud.posted_nano - 100
 
