@@ -164,11 +164,14 @@ class _Admin:
 
     async def correct(self, request: web.Request) -> web.Response:
         """Books corrections, each once. What is corrected is read from the ledger, so that nobody
-        can have a row corrected that is not there or is not open."""
+        can have a row corrected that is not there or is not open; such a one is answered `gone`."""
         asked = await read_json(request, list[Row])
         done = []
         for correction in asked:
             original = await self._unreconciled(correction)
+            if original is None:
+                done.append({"hold_id": correction.hold_id, "gone": True})
+                continue
             try:
                 found = await self._gateway.ledger.correct(original, correction)
             except ValueError as error:
@@ -183,13 +186,12 @@ class _Admin:
             done.append({"hold_id": correction.hold_id, **msgspec.structs.asdict(found)})
         return answer_json(done)
 
-    async def _unreconciled(self, correction: Row) -> Row:
+    async def _unreconciled(self, correction: Row) -> Row | None:
         at_ms = correction.at_ms
         async for row in self._gateway.ledger.rows(since_ms=at_ms, until_ms=at_ms + 1):
             if row.hold_id == correction.hold_id and row.state == RowState.UNRECONCILED:
                 return row
-        text = f"no unreconciled row {correction.hold_id} is in the books"
-        raise GatewayError(404, "not_found", text)
+        return None
 
     async def till(self, _: web.Request) -> web.Response:
         return answer_json(await self._gateway.ledger.till())

@@ -82,15 +82,29 @@ class Alerts:
     def _tell(self, alert: Alert, budget: Budget, now_s: float) -> None:
         self.counts[alert.kind.value] += 1
         _log.warning("budget_alert", kind=alert.kind.value, scope=budget.scope, text=alert.text)
-        self._later(self._deliver(alert, _message(alert, budget, now_s)))
+        self._later(self._deliver(alert.key, _message(alert, budget, now_s)))
 
-    async def _deliver(self, alert: Alert, message: bytes) -> None:
+    async def notice(self, key: str, kind: str, text: str, **figures: object) -> None:
+        """Tells something that is about no budget, once for its key among all gateways. Whoever
+        calls has logged it; with Redis away the log line is all there is."""
+        try:
+            mine = key not in self._told and await self._ledger.claim_alert(key, CLAIM_S)
+        except LedgerUnavailable:
+            return
+        if not mine:
+            return
+        self.counts[kind] += 1
+        name = sha256(key.encode()).hexdigest()[:32]
+        message = msgspec.json.encode({"id": name, "kind": kind, "text": text, **figures})
+        await self._deliver(key, message)
+
+    async def _deliver(self, key: str, message: bytes) -> None:
         if self._url is not None and not await self._posted(self._url, message):
             self.counts["webhook_failed"] += 1
-            _log.error("alert_webhook_failed", scope=alert.key)
+            _log.error("alert_webhook_failed", scope=key)
             return  # the claim runs out, and somebody tries again
         try:
-            await self._ledger.alert_told(alert.key, REMEMBER_S)
+            await self._ledger.alert_told(key, REMEMBER_S)
         except LedgerUnavailable:
             return  # told twice rather than never
 

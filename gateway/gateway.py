@@ -33,6 +33,7 @@ from gateway.snapshot import World
 from gateway.spool import Spool
 from gateway.tasks import spawn
 from gateway.waiting import WaitingRoom
+from policies.drift import Drift
 from policies.price import PriceBook, PriceCard, Unpriced
 from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass
 from policies.weigh import Route, Rules
@@ -102,7 +103,7 @@ class Gateway:
         if config.limits.local_without_books:
             self.spool = Spool.open(config.data_dir / "spool", strict=config.strict)
         self.history = History(config.limits.output_tokens_max)
-        self.drift = DriftWatch(time.monotonic)
+        self.drift = DriftWatch(time.monotonic, alarm=self._drifted)
         self._later: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -133,6 +134,20 @@ class Gateway:
         task = spawn(coro, name="later")
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+
+    def _drifted(self, found: Drift) -> None:
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        self.later(
+            self.alerts.notice(
+                f"drift|{found.target}|{day}",
+                "image_token_drift",
+                f"{found.target} counts {found.counted} tokens for pictures instead of "
+                f"{found.expected} ({100 * found.share:+.1f} %)",
+                target=found.target,
+                expected=found.expected,
+                counted=found.counted,
+            )
+        )
 
     async def authenticate(self, request: web.Request) -> Principal:
         return await self.auth.principal(request.headers.getall("authorization", ()), time.time())

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.admin_client import AdminClient, AdminError
+from gateway.archive.books import BooksError, marks_of, open_books
+from gateway.archive.extra import ExtraMissing
+from gateway.archive.layout import parse_id
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.prices import load_book
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         client = AdminClient(config)
         found = asyncio.run(_reconcile(day, control, client, config, with_usage=not args.no_usage))
         booked = [] if args.dry_run else _book(client, found)
-    except (AdminError, ControlError, ValueError) as error:
+    except (AdminError, BooksError, ControlError, ExtraMissing, ValueError) as error:
         print(f"yuzui reconcile: {error}", file=sys.stderr)
         return 1
     within = _within(found, args.tolerance_nano)
@@ -148,7 +151,15 @@ async def _reconcile(
             usage=await control.usage(day) if with_usage else None,
         )
 
+    trimmed = marks_of(client).trimmed
+
     async def rows(since_ms: int, until_ms: int) -> AsyncIterator[Row]:
+        """From Redis; should rows of that time have left it, from there and the archive."""
+        if trimmed is not None and parse_id(trimmed)[0] >= since_ms:
+            with open_books(config, client, since_ms=since_ms, until_ms=until_ms) as books:
+                for row in books.rows():
+                    yield row
+            return
         query = {"form": "lines", "since": str(since_ms), "until": str(until_ms)}
         for line in client.lines("/admin/rows", query=query):
             yield _decode(line)
@@ -245,9 +256,13 @@ def _about_holds(found: Day, booked: list[dict[str, Any]], args: argparse.Namesp
     if args.dry_run:
         count = len(found.result.resolved)
         return f"open requests that would be corrected: {count}, {cny(back)} CNY given back"
-    new = [each for each in booked if not each["already"]]
+    gone = sum("gone" in each for each in booked)
+    new = [each for each in booked if not each.get("already", True)]
     given = -sum(each["difference_nano"] for each in new)
-    return f"corrections booked: {len(new)}, {cny(given)} CNY given back to their budgets"
+    text = f"corrections booked: {len(new)}, {cny(given)} CNY given back to their budgets"
+    if gone:
+        text += f"\n{gone} came too late: their rows have left Redis for the archive"
+    return text
 
 
 def _as_json(found: Day, booked: list[dict[str, Any]], within: bool) -> str:

@@ -154,3 +154,20 @@ async def test_without_a_webhook_the_log_and_the_counter_tell(redis_url: str) ->
         async with telling([ledger], None) as (again,):  # a process that starts later
             await again.look(NOW_S)
     assert (teller.counts["threshold"], again.counts["threshold"]) == (2, 0)
+
+
+async def test_a_notice_that_is_about_no_budget_is_told_once_by_one_of_many(redis_url: str) -> None:
+    receiver = Receiver()
+    async with AsyncExitStack() as stack:
+        ledgers = [await stack.enter_async_context(books(redis_url, f"gw-{n}")) for n in range(3)]
+        await stack.enter_async_context(receiver.listening())
+        tellers = await stack.enter_async_context(telling(ledgers, receiver.url))
+        for _ in range(2):
+            told = [t.notice("drift|cloud:m", "drift", "too many", counted=9) for t in tellers]
+            await asyncio.gather(*told)
+        assert [(got["kind"], got["text"], got["counted"]) for got in receiver.got] == [
+            ("drift", "too many", 9)
+        ]
+        await tellers[1].notice("drift|cloud:other", "drift", "too few")
+        assert len({got["id"] for got in receiver.got}) == 2
+        assert receiver.forged == 0
