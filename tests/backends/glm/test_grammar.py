@@ -172,6 +172,21 @@ def test_random_schemas_are_met_by_noise(
         assert conforms(json.loads(text), schema), (schema, text)
 
 
+def test_json_is_written_on_one_line(grammars: Grammars) -> None:
+    def fits(text: str) -> bool:
+        constraint = grammars.constraint(form(type="array", items={}), NO_TOOLS, thinking="closed")
+        assert isinstance(constraint, AnswerConstraint)
+        for token_id in grammars._tokenizer.encode_plain(text):
+            if not constraint.allowed()[token_id]:
+                return False
+            constraint.accept(token_id)
+        return bool(constraint.allowed()[sorted(grammars.end_ids)].all())
+
+    assert fits('[1, {"a": [2, 3]}]')
+    assert fits('[1,{"a":[2,3]}]')
+    assert not any(fits(text) for text in ("[ 1]", "[1,\n2]", "[1 ]", '[{"a" :1}]'))
+
+
 def test_json_object_is_any_object(grammars: Grammars) -> None:
     wanted = read_form({"type": "json_object"}, None)
     ended = [text for seed in range(12) if (text := answer(grammars, wanted, seed=seed))]
