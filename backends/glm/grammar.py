@@ -180,7 +180,7 @@ class Grammars:
         if begun and phase == "form" and not matcher.consume_tokens(list(begun)):
             raise bad_request(
                 "The last message cannot be the beginning of an answer in the form that is asked "
-                "for.",
+                "for; JSON is written on one line.",
                 param="messages",
             )
         return AnswerConstraint(

@@ -4,10 +4,11 @@ Per row, in the order of transformers' processors: repetition penalty over promp
 frequency and presence penalty over the answer, logit_bias, the constraint's mask, temperature,
 top_k, top_p, min_p. Log-probabilities are those of the model itself, before any of it.
 
-Drawing happens in float32 on the CPU, by the inverse of the cumulated probabilities at a number
-from the request's own generator: a seed gives the same tokens on every device that computes the
-same logits, whatever other requests do. All rows that only want the likeliest token share one
-argmax on the device.
+All rows that only want the likeliest token share one argmax on the device. The others are worked on
+in float32 on the CPU, where what a request has used of the vocabulary is a short list of ids.
+Drawing is by the inverse of the cumulated probabilities at a number from the request's own
+generator, so a seed gives the same tokens on every device that computes the same logits, whatever
+other requests do.
 """
 
 from __future__ import annotations
@@ -20,12 +21,45 @@ import torch
 
 from backends.glm.types import Constraint, Drawn, Sampling
 
+Logits = np.ndarray[Any, np.dtype[np.float32]]
 Probabilities = np.ndarray[Any, np.dtype[np.float64]]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32; the limit of it is greedy anyway
-# Likeliest tokens that are looked at in order. Sorting all 151,552 takes 10 ms a row on a CPU; the
-# mass that top_p wants lies almost always within these, and where it does not all are sorted.
-CANDIDATES_MAX = 1024
+# How many of the likeliest tokens are looked at in order, before all of them are. Sorting all
+# 151,552 takes 10 ms a row; what top_p keeps of a trained model's distribution is mostly within 64.
+CANDIDATES = (64, 1024)
+USED_FIRST = 64  # room for so many different tokens, doubled when it is full
+
+
+class _Used:
+    """Different tokens of an answer and how often each came; arrays that grow."""
+
+    def __init__(self, ids: Sequence[int] = ()) -> None:
+        first = sorted(set(ids))
+        self._at = {token_id: i for i, token_id in enumerate(first)}
+        self._ids = np.zeros(len(first) + USED_FIRST, dtype=np.int64)
+        self._ids[: len(first)] = first
+        self._counts = np.zeros(len(self._ids), dtype=np.float32)
+
+    def add(self, token_id: int) -> None:
+        """One more of this token."""
+        at = self._at.setdefault(token_id, len(self._at))
+        if at == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[at] = token_id
+        self._counts[at] += 1
+
+    @property
+    def ids(self) -> Ids:
+        """Shape (n,), each once."""
+        return self._ids[: len(self._at)]
+
+    @property
+    def counts(self) -> Logits:
+        """Shape (n,), in the order of `ids`."""
+        return self._counts[: len(self._at)]
 
 
 class Sampler:
@@ -41,14 +75,11 @@ class Sampler:
         self.sampling = sampling
         self.constraint = constraint
         self.greedy = sampling.temperature < GREEDY_BELOW or sampling.top_k == 1
-        self._counts: dict[int, int] = {}  # of the answer's tokens
-        self._prompt_ids = frozenset(prompt_ids) if sampling.repetition_penalty != 1.0 else None
-        self._counting = (
-            self._prompt_ids is not None
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-        )
-        self._adjusts = self._counting or bool(sampling.logit_bias) or constraint is not None
+        self._seen = _Used(prompt_ids) if sampling.repetition_penalty != 1.0 else None
+        counted = sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
+        self._said = _Used() if counted else None
+        self._bias_ids = np.array([i for i, _ in sampling.logit_bias], dtype=np.int64)
+        self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -58,37 +89,33 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Nothing but the likeliest token is wanted."""
-        return self.greedy and not self._adjusts and self.sampling.logprobs is None
+        return (
+            self.greedy
+            and self._seen is None
+            and self._said is None
+            and self.constraint is None
+            and not len(self._bias)
+            and self.sampling.logprobs is None
+        )
 
-    def adjusted(self, logits: Any) -> Any:
-        """`logits` (V,) with penalties, bias and mask; the same tensor when there are none."""
-        if not self._adjusts:
-            return logits
-        logits = logits.float().clone()
-        if self._counting:
-            self._penalise(logits)
-        if self.sampling.logit_bias:
-            ids, bias = zip(*self.sampling.logit_bias, strict=True)
-            index = torch.tensor(ids, device=logits.device)
-            logits[index] += torch.tensor(bias, device=logits.device)
+    def adjust(self, logits: Logits) -> None:
+        """Apply penalties, bias and mask to `logits` (V,) in place.
+
+        Repetition: the CTRL paper (arXiv 1909.05858, section 4.1), prompt included. Frequency and
+        presence: OpenAI's definition, over the tokens of the answer only.
+        """
+        sampling = self.sampling
+        if self._seen is not None:
+            scores, penalty = logits[self._seen.ids], np.float32(sampling.repetition_penalty)
+            logits[self._seen.ids] = np.where(scores < 0, scores * penalty, scores / penalty)
+        if self._said is not None:
+            often = np.float32(sampling.frequency_penalty) * self._said.counts
+            logits[self._said.ids] -= often + np.float32(sampling.presence_penalty)
+        if len(self._bias):
+            logits[self._bias_ids] += self._bias
         allowed = None if self.constraint is None else self.constraint.allowed()
         if allowed is not None:
-            logits.masked_fill_(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-        return logits
-
-    def _penalise(self, logits: Any) -> None:
-        """Repetition: the CTRL paper (arXiv 1909.05858, section 4.1), prompt included. Frequency
-        and presence: OpenAI's definition, over the tokens of the answer only."""
-        sampling = self.sampling
-        if self._prompt_ids is not None:
-            seen = sorted(self._prompt_ids.union(self._counts))
-            ids = torch.tensor(seen, dtype=torch.long, device=logits.device)
-            scores, penalty = logits[ids], sampling.repetition_penalty
-            logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
-        if self._counts and (sampling.frequency_penalty or sampling.presence_penalty):
-            ids = torch.tensor(list(self._counts), device=logits.device)
-            counts = torch.tensor(list(self._counts.values()), device=logits.device)
-            logits[ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+            np.copyto(logits, -np.inf, where=~allowed)
 
     def uniform(self) -> float:
         """The next number in [0, 1) of the request's generator."""
@@ -96,8 +123,9 @@ class Sampler:
 
     def took(self, token_id: int) -> None:
         """Take in the drawn token: later penalties and masks depend on it."""
-        if self._counting:
-            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        for used in (self._seen, self._said):
+            if used is not None:
+                used.add(token_id)
         if self.constraint is not None:
             self.constraint.accept(token_id)
 
@@ -108,37 +136,47 @@ def pick_all(samplers: Sequence[Sampler], logits: Any) -> list[Drawn]:
     drawn: dict[int, Drawn] = {}
     if plain:
         rows = logits if len(plain) == len(samplers) else logits[plain]
-        drawn = {i: Drawn(t) for i, t in zip(plain, rows.argmax(dim=-1).tolist(), strict=True)}
+        drawn = {i: Drawn(token_id) for i, token_id in zip(plain, _likeliest(rows), strict=True)}
     others = [i for i in range(len(samplers)) if i not in drawn]
     if others:
-        picked = _pick_adjusted([samplers[i] for i in others], logits[others])
+        picked = _pick_adjusted([samplers[i] for i in others], logits[others].float().cpu())
         drawn |= zip(others, picked, strict=True)
     return [drawn[i] for i in range(len(samplers))]
 
 
+def _likeliest(rows: Any) -> list[int]:
+    """Tensor (R, V) -> R ids. On a CPU numpy's argmax is several times faster than torch's."""
+    if rows.device.type != "cpu":
+        return [int(token_id) for token_id in rows.argmax(dim=-1).tolist()]
+    return [int(token_id) for token_id in rows.float().numpy().argmax(axis=-1)]
+
+
 def _pick_adjusted(samplers: list[Sampler], logits: Any) -> list[Drawn]:
-    rows = [sampler.adjusted(row) for sampler, row in zip(samplers, logits, strict=True)]
-    greedy = [i for i, sampler in enumerate(samplers) if sampler.greedy]
-    sampled = [i for i, sampler in enumerate(samplers) if not sampler.greedy]
+    """`logits`: float32 (R, V) on the CPU; they are changed."""
+    logprobs = {
+        i: logits[i].log_softmax(dim=-1)
+        for i, sampler in enumerate(samplers)
+        if sampler.sampling.logprobs is not None
+    }
     ids: dict[int, int] = {}
-    if greedy:
-        best = torch.stack([rows[i] for i in greedy]).argmax(dim=-1).tolist()
-        ids |= zip(greedy, best, strict=True)
+    for i, (sampler, row) in enumerate(zip(samplers, logits.numpy(), strict=True)):
+        sampler.adjust(row)
+        if sampler.greedy:
+            ids[i] = int(row.argmax())
+    sampled = [i for i in range(len(samplers)) if i not in ids]
     if sampled:
-        scores = torch.stack([rows[i] for i in sampled]).float().cpu()
-        ids |= zip(sampled, _draw([samplers[i] for i in sampled], scores), strict=True)
+        ids |= zip(sampled, _draw([samplers[i] for i in sampled], logits[sampled]), strict=True)
     drawn = []
     for i, sampler in enumerate(samplers):
-        drawn.append(_with_logprobs(ids[i], sampler.sampling.logprobs, logits[i]))
+        drawn.append(_named(ids[i], sampler.sampling.logprobs or 0, logprobs.get(i)))
         sampler.took(ids[i])
     return drawn
 
 
-def _with_logprobs(token_id: int, top: int | None, logits: Any) -> Drawn:
-    """`logits` (V,) as the model gave them; `top`: how many of the likeliest to name."""
-    if top is None:
+def _named(token_id: int, top: int, logprobs: Any) -> Drawn:
+    """`logprobs`: tensor (V,), None if not asked for; `top`: how many of the likeliest to name."""
+    if logprobs is None:
         return Drawn(token_id)
-    logprobs = logits.float().log_softmax(dim=-1)
     named: tuple[tuple[int, float], ...] = ()
     if top:
         best = logprobs.topk(min(top, logprobs.numel()))
@@ -149,23 +187,49 @@ def _with_logprobs(token_id: int, top: int | None, logits: Any) -> Drawn:
 def _draw(samplers: list[Sampler], scores: Any) -> list[int]:
     """`scores`: float32 (R, V) on the CPU -> one drawn token id a row."""
     scores = scores.div(torch.tensor([[s.sampling.temperature] for s in samplers]))
-    total = scores.logsumexp(dim=-1, keepdim=True)
-    best, ids = scores.topk(min(CANDIDATES_MAX, scores.shape[1]))
-    whole = best.shape == scores.shape
-    likeliest = (best - total).exp().double().numpy()
-    picked = []
+    picked: dict[int, int] = {}
+    left: list[int] = []
     for i, sampler in enumerate(samplers):
-        sampling, order = sampler.sampling, ids[i]
-        kept, known = truncated(likeliest[i], sampling, whole=whole)
-        if not known:  # the cut lies beyond the candidates, or there is none
-            cuts = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-            every, order = scores[i].sort(descending=True) if cuts else (scores[i], None)
-            kept, _ = truncated((every - total[i]).exp().double().numpy(), sampling, whole=True)
-        cumulated = kept.cumsum()
-        at = int(cumulated.searchsorted(sampler.uniform() * cumulated[-1], side="right"))
-        at = min(at, len(cumulated) - 1)  # where rounding reached the end
-        picked.append(at if order is None else int(order[at]))
-    return picked
+        sampling = sampler.sampling
+        if sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0:
+            left.append(i)
+        else:
+            row = scores[i].numpy()
+            picked[i] = _at(np.exp(row - row.max()), sampler)
+    width = scores.shape[1]
+    for count in (*CANDIDATES, width):
+        if not left:
+            break
+        left = _draw_among(min(count, width), left, samplers, scores, picked)
+    return [picked[i] for i in range(len(samplers))]
+
+
+def _draw_among(
+    count: int, rows: list[int], samplers: list[Sampler], scores: Any, picked: dict[int, int]
+) -> list[int]:
+    """Draw for those of `rows` for which the `count` likeliest tokens decide where the distribution
+    is cut; into `picked`. Returns the others."""
+    chosen = scores[rows]
+    best, ids = chosen.topk(count)
+    total = chosen.logsumexp(dim=-1, keepdim=True)
+    likeliest = (best - total).exp().double().numpy()
+    left = []
+    for row, probabilities, order in zip(rows, likeliest, ids, strict=True):
+        sampler = samplers[row]
+        whole = count == scores.shape[1]
+        kept, known = truncated(probabilities, sampler.sampling, whole=whole)
+        if known:
+            picked[row] = int(order[_at(kept, sampler)])
+        else:
+            left.append(row)
+    return left
+
+
+def _at(weights: np.ndarray[Any, Any], sampler: Sampler) -> int:
+    """A random index, each as likely as its weight."""
+    cumulated = weights.cumsum(dtype=np.float64)
+    at = int(cumulated.searchsorted(sampler.uniform() * cumulated[-1], side="right"))
+    return min(at, len(cumulated) - 1)  # where rounding reached the end
 
 
 def truncated(

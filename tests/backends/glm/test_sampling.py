@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from backends.glm.protocol import SamplingOverrides
-from backends.glm.sampling import CANDIDATES_MAX, Sampler, pick_all, truncated
+from backends.glm.sampling import CANDIDATES, Sampler, pick_all, truncated
 from backends.glm.types import Sampling
 
+CANDIDATES_MAX = CANDIDATES[-1]
 LOGITS = torch.tensor([1.0, 3.0, 2.0, 0.0, -1.0])
 DRAWS = 4000
 
@@ -27,6 +28,12 @@ DRAWS = 4000
 def pick(sampler: Sampler, logits: torch.Tensor) -> int:
     (drawn,) = pick_all([sampler], logits[None])
     return drawn.token_id
+
+
+def adjusted(sampler: Sampler, logits: torch.Tensor) -> torch.Tensor:
+    row = logits.clone()
+    sampler.adjust(row.numpy())
+    return row
 
 
 def frequencies(sampling: Sampling) -> list[float]:
@@ -106,7 +113,7 @@ def test_the_truncated_distribution_is_that_of_transformers(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
     every, order = (logits[0] / temperature).softmax(0).sort(descending=True)
-    for candidates in {width, min(width, CANDIDATES_MAX)}:
+    for candidates in {width, *(min(width, count) for count in CANDIDATES)}:
         whole = candidates == width
         kept, known = truncated(every[:candidates].double().numpy(), sampling, whole=whole)
         if not known:
@@ -148,17 +155,23 @@ def test_repetition_penalty_equals_that_of_transformers() -> None:
     sampler = Sampler(Sampling(repetition_penalty=1.3), ids[:12])
     for token_id in ids[12:]:  # the answer so far counts as the prompt does
         sampler.took(token_id)
-    ours = sampler.adjusted(logits)
+    ours = adjusted(sampler, logits)
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, logits)
 
 
 def test_frequency_and_presence_count_the_answer_and_not_the_prompt() -> None:
     sampler = Sampler(Sampling(frequency_penalty=0.5, presence_penalty=0.25), [0, 0, 0])
-    assert torch.equal(sampler.adjusted(LOGITS), LOGITS)
+    assert torch.equal(adjusted(sampler, LOGITS), LOGITS)
     for token_id in (1, 1, 2):
         sampler.took(token_id)
-    assert sampler.adjusted(LOGITS).tolist() == [1.0, 3.0 - 1.0 - 0.25, 2.0 - 0.5 - 0.25, 0.0, -1.0]
+    assert adjusted(sampler, LOGITS).tolist() == [
+        1.0,
+        3.0 - 1.0 - 0.25,
+        2.0 - 0.5 - 0.25,
+        0.0,
+        -1.0,
+    ]
     rewarded = Sampler(Sampling(temperature=0.0, frequency_penalty=-2.0), [])
     assert [pick(rewarded, LOGITS) for _ in range(3)] == [1, 1, 1]
 
@@ -231,3 +244,13 @@ def test_the_callers_settings_stand_before_the_checkpoints() -> None:
     assert defaults.overridden(asked) == Sampling(
         temperature=0.0, top_p=0.6, top_k=0, repetition_penalty=1.1, seed=9, presence_penalty=0.5
     )
+
+
+def test_more_different_tokens_than_there_was_room_for() -> None:
+    sampler = Sampler(Sampling(frequency_penalty=1.0, repetition_penalty=2.0), range(0, 500, 2))
+    for token_id in [*range(400), 7]:
+        sampler.took(token_id)
+    row = adjusted(sampler, torch.full((600,), 8.0)).tolist()
+    assert row[7] == 8.0 / 2 - 2
+    assert row[8] == 8.0 / 2 - 1
+    assert (row[401], row[402], row[599]) == (8.0, 4.0, 8.0)
