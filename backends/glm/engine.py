@@ -102,6 +102,7 @@ class Engine:
             run.job.emit(ABORTED)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        self._runner.stop(timeout_s)
 
     def drain(self) -> None:
         """Admit nobody any more; those who hold a ticket are served."""

@@ -53,6 +53,7 @@ class Eyes:
         self._wanted: list[Sight] = []
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._stopping = False
         self.asked = self.remembered = 0
 
     def look(
@@ -79,6 +80,14 @@ class Eyes:
             if sight in self._wanted:
                 self._wanted.remove(sight)
 
+    def stop(self, timeout_s: float) -> None:
+        """End the thread, waiting for the pictures it looks at."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def _recall(self, key: Key) -> Any | None:
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -87,8 +96,10 @@ class Eyes:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not self._wanted:
+                while not (self._wanted or self._stopping):
                     self._wake.wait()
+                if self._stopping:
+                    return
                 batch = self._batch()
             self._encode(batch)
 

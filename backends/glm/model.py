@@ -41,6 +41,10 @@ class Runner(Protocol):
         """It is over; its rows may be another's from now on."""
         ...
 
+    def stop(self, timeout_s: float) -> None:
+        """End threads of its own; a thread inside torch must not outlive the interpreter."""
+        ...
+
     def pictures(self) -> tuple[int, int]:
         """Pictures looked at since the start, and those of them that were remembered."""
         ...

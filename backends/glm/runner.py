@@ -111,6 +111,10 @@ class Runner:
             [self._kept_place(block) for _, block in blocks],
         )
 
+    def stop(self, timeout_s: float) -> None:
+        """See `model.Runner`."""
+        self._eyes.stop(timeout_s)
+
     def pictures(self) -> tuple[int, int]:
         """See `model.Runner`."""
         return self._eyes.asked, self._eyes.remembered

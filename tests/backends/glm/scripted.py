@@ -38,6 +38,7 @@ class Script:
         self.ids = ids
         self.fail_at = fail_at
         self.steps = self.closed = self.kept = 0
+        self.stopped = False
         self.blind = False  # whether requests wait until the test calls what it finds in `told`
         self.told: list[Callable[[Exception | None], None]] = []
         self.sizes: list[list[int]] = []
@@ -57,6 +58,9 @@ class Script:
 
     def keep(self, generation: Play, blocks: Sequence[tuple[int, int]]) -> None:
         self.kept += len(blocks)
+
+    def stop(self, timeout_s: float) -> None:
+        self.stopped = True
 
     def pictures(self) -> tuple[int, int]:
         return 0, 0

@@ -100,6 +100,7 @@ def bench() -> Iterator[Bench]:
     yield made
     for engine in made.engines:
         engine.stop(WAIT_S)
+        assert engine._runner.stopped
         assert not engine._thread.is_alive()
 
 

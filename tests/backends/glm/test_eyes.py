@@ -136,3 +136,13 @@ def test_who_left_is_not_told_and_not_worked_for() -> None:
     assert stays.get() is None
     assert gone.empty
     assert encoder.batches == [[b"0"], [b"b"]]
+
+
+def test_nobody_looks_after_the_end() -> None:
+    look, encoder = held()
+    encoder.gate.release(1)
+    look.stop(WAIT_S)
+    assert look._thread is not None
+    assert not look._thread.is_alive()
+    assert encoder.batches == [[b"0"]]
+    Eyes(encoder, kept_bytes=0).stop(WAIT_S)  # who has never looked has nothing to end
