@@ -194,6 +194,8 @@ class Gateway:
         await self.history.seed(self.ledger.latest_rows(HISTORY_ROWS))
         await self.pool.start()
         await self.auth.keys.start()
+        for model in unpriced(self.rules):
+            _log.warning("unpriced_model", model=model, card=self.rules.prices.version)
         self._tending = spawn(self._tend(), name="tend the ledger")
 
     async def close(self) -> None:
@@ -270,6 +272,18 @@ def with_endpoints(card: PriceCard, endpoints: Mapping[str, str]) -> PriceCard:
         with contextlib.suppress(Unpriced):
             priced[name] = card.price_of(model)
     return replace(card, models={**card.models, **priced})
+
+
+def unpriced(rules: Rules) -> list[str]:
+    """Cloud models of routes that the card does not price: requests for them are refused."""
+    found = set()
+    for route in rules.routes.values():
+        for model in route.cloud:
+            try:
+                rules.prices.price_of(model)
+            except Unpriced:
+                found.add(model)
+    return sorted(found)
 
 
 def clouds_of(config: Config) -> dict[str, ModelTraits]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
-from gateway.gateway import with_endpoints
+from gateway.gateway import rules_of, unpriced, with_endpoints
 from gateway.prices import SHIPPED, PriceCardError, load_book, load_card, read_card
 from gateway.reconcile import BEIJING
 from gateway.record import cny
@@ -122,8 +123,20 @@ def _check(args: argparse.Namespace, config: Config) -> tuple[int, Any, str]:
                 lines += [f"  {note}" for note in notes]
     bad = any(each["problems"] for each in found)
     if not bad:
-        load_book(files)  # cards that are right alone may contradict each other
+        book = load_book(files)  # cards that are right alone may contradict each other
+        if not args.cards:
+            missing = list(_unpriced(config, book))
+            lines += missing
+            bad = bool(missing)
+            found.append({"file": "yuzui.yaml", "problems": missing, "notes": []})
     return int(bad), found, "\n".join(lines)
+
+
+def _unpriced(config: Config, book: PriceBook) -> Iterator[str]:
+    """Cloud models of the settings that no card prices now."""
+    rules = rules_of(config, book, int(time.time() * 1000))
+    for model in unpriced(rules):
+        yield f"{model} (models.*.cloud) has no price in {rules.prices.version}: it is refused"
 
 
 def _remarks(card: PriceCard) -> Iterator[str]:

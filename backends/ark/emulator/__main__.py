@@ -33,6 +33,9 @@ or into the next three, or a tenth of all
   curl -X POST .../emulator/faults -d '{"fault": {"code": "InternalServiceError"}, "next": 3}'
   curl -X POST .../emulator/faults -d '{"fault": {"stall_after": 2}, "rate": 0.1}'
 
+the bill, as `yuzui reconcile --emulator http://127.0.0.1:18080` reads it
+  %(prog)s --bill-delay-s 0 --bill-faults 0.01   billed at once after a period, 1 %% wrong
+
 look
   GET /emulator            all routes, fault fields and error codes
   GET /emulator/stats      counters          GET /emulator/requests   what came (no texts)
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--token-ms", type=float, help="time between tokens (20)")
     add("--answer-tokens", type=int, help="length of an answer (as long as its sentence)")
+    add("--bill-delay-s", type=float, metavar="S", help="until a period is billed (600)")
+    add("--bill-faults", type=float, metavar="SHARE", help="how much of the bill is wrong (0)")
     add("--retry-after", action="store_true", help="send Retry-After with rate limits")
     return parser
 
@@ -108,11 +113,26 @@ def _flags(options: dict[str, Any]) -> dict[str, Any]:
     limits = {name: given[name] for name in ("rpm", "tpm") if name in given}
     if limits:
         flags["limits"] = {"*": limits}
+    billing = _billing(given)
+    if billing:
+        flags["billing"] = billing
     if "api_key" in given:
         flags["keys"] = [{"key": key} for key in given["api_key"]]
     if given["retry_after"]:
         flags["send_retry_after"] = True
     return flags
+
+
+def _billing(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags of the bill: split and count are delayed like it, faults are of every kind."""
+    billing: dict[str, Any] = {}
+    if "bill_delay_s" in given:
+        names = ("delay_s", "split_delay_s", "usage_delay_s")
+        billing.update(dict.fromkeys(names, given["bill_delay_s"]))
+    if "bill_faults" in given:
+        kinds = ("missing", "changed", "doubled", "foreign")
+        billing["faults"] = dict.fromkeys(kinds, given["bill_faults"] / 4)
+    return billing
 
 
 async def _run(settings: Settings) -> None:

@@ -4,7 +4,7 @@
     details  ListBillDetail: a row for each period, model, band and kind of tokens
     splits   ListSplitBillDetail: each of those, divided among the endpoints
     usage    GetInferenceUsage: tokens by hour, model and endpoint
-    months   what a month costs: truncated to the cent
+    months   ListBill: what a month costs, truncated to the cent
 
 Money of a row has six decimals, rounded half up; a month is truncated to two (docs of the billing
 centre, 2025-12). How rows are rounded is not published. Everything is by the clock of Beijing.
@@ -146,10 +146,13 @@ class Bill:
         found = [row for row in rows if row.start_s <= seen_s]
         return sorted(found, key=lambda row: (row.start_s, row.model, row.endpoint))
 
-    def month_total(self, since_s: float, until_s: float) -> Decimal:
-        """What a month costs, truncated to the cent."""
-        total = sum((row.amount for row in self.details(since_s, until_s)), Decimal(0))
-        return total.quantize(_TWO, ROUND_DOWN)
+    def months(self, since_s: float, until_s: float) -> dict[str, Decimal]:
+        """What a time costs by product, truncated to the cent."""
+        totals: dict[str, Decimal] = {}
+        for row in self.details(since_s, until_s):
+            product = product_of(row.item.band.model)
+            totals[product] = totals.get(product, Decimal(0)) + row.amount
+        return {name: total.quantize(_TWO, ROUND_DOWN) for name, total in totals.items()}
 
     def injected(self) -> list[Injected]:
         """Every fault of the whole bill as it stands."""
@@ -221,6 +224,12 @@ class Bill:
             tokens = {"ep-20260101000000-other": 1000 + row.count}
             other = self._detail(row.item, tokens)
             yield msgspec.structs.replace(other, id=row.id + "y")
+
+
+def product_of(model: str) -> str:
+    """Under which product a model is billed. Third-party models are another one; what it is called
+    is not published."""
+    return "ark_bd" if model.startswith("doubao") else "ark_third_party"
 
 
 def preset_endpoint(model: str) -> str:

@@ -2,6 +2,7 @@
 
     POST /?Action=ListBillDetail&Version=2022-01-01         rows of a month or a day
     POST /?Action=ListSplitBillDetail&Version=2022-01-01    the same by endpoint
+    POST /?Action=ListBill&Version=2022-01-01               a month by product, cut to the cent
     POST /?Action=QueryBalanceAcct&Version=2022-01-01
     POST /?Action=GetInferenceUsage&Version=2024-01-01      (service ark)
 
@@ -22,7 +23,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from backends.ark.emulator.billing import BEIJING, Bill, Detail
+from backends.ark.emulator.billing import BEIJING, Bill, Detail, product_of
 from backends.ark.emulator.settings import Billing
 
 _LIMIT_MAX = 300
@@ -88,6 +89,8 @@ class ControlPlane:
             return _page(asked, rows)
         if (action, version) == ("ListSplitBillDetail", "2022-01-01"):
             return _page(asked, self._split_rows(asked))
+        if (action, version) == ("ListBill", "2022-01-01"):
+            return _page(asked, self._month(asked))
         if (action, version) == ("QueryBalanceAcct", "2022-01-01"):
             return self._balance()
         if (action, version) == ("GetInferenceUsage", "2024-01-01"):
@@ -115,6 +118,22 @@ class ControlPlane:
             )
         wanted = asked.get("SplitItemID")
         return [row for row in rows if not wanted or row["SplitItemID"] == wanted]
+
+    def _month(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        totals = self._bill().months(*_span({"BillPeriod": asked.get("BillPeriod")}))
+        return [
+            {
+                "BillPeriod": asked["BillPeriod"],
+                "Product": product,
+                "BillingMode": "2",
+                "BillCategoryParent": "consume",
+                "OriginalBillAmount": f"{amount:.2f}",
+                "DiscountBillAmount": f"{amount:.2f}",
+                "PayableAmount": f"{amount:.2f}",
+                "Currency": "CNY",
+            }
+            for product, amount in sorted(totals.items())
+        ]
 
     def _balance(self) -> dict[str, Any]:
         spent = sum((row.amount for row in self._bill().details(0, 2**40)), Decimal(0))
@@ -208,14 +227,13 @@ def _detail_row(row: Detail) -> dict[str, Any]:
         "input_over": str(band.input_over),
         "output_over": str(band.output_over),
     }
-    product = "ark_bd" if band.model.startswith("doubao") else "ark_third_party"
     return {
         "BillPeriod": start.strftime("%Y-%m"),
         "BillID": f"Bill{start:%Y%m}",
         "BillDetailId": row.id,
         "BillCategory": "consume-use",
         "BillingMode": "2",
-        "Product": product,
+        "Product": product_of(band.model),
         "ConfigName": f"{band.model} {row.item.element}",
         "ConfigurationCode": band.model,
         "Element": row.item.element,

@@ -108,10 +108,27 @@ def test_cards_that_are_right_alone_may_contradict_each_other(
     assert prices.main(["check", "a.yaml"]) == 0
     assert prices.main(["check", "a.yaml", "b.yaml"]) == 1
     assert "begin on the same day" in capsys.readouterr().err
-    (folder / "yuzui.yaml").write_text("prices: {cards: [a.yaml]}\n")
+    (folder / "yuzui.yaml").write_text(
+        "prices: {cards: [a.yaml]}\nmodels: {glm-4.6v: {cloud: [m]}}\n"
+    )
     capsys.readouterr()
     assert prices.main(["check"]) == 0
     assert "mine-10" in capsys.readouterr().out
+
+
+def test_a_model_of_the_settings_without_a_price_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "yuzui.yaml").write_text(
+        "models:\n  glm: {cloud: [doubao-seed-9-301231, ep-1, ep-2, glm-5-2-260617]}\n"
+        "ark: {endpoints: {ep-1: glm-5-2-260617}}\n"
+    )
+    assert prices.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert "doubao-seed-9-301231 (models.*.cloud) has no price in ark-2026-10" in out
+    assert "ep-2 (models.*.cloud) has no price" in out
+    assert "ep-1 (" not in out
+    assert "glm-5-2-260617 (" not in out
 
 
 # ---- diff

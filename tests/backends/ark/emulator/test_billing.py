@@ -79,8 +79,12 @@ def test_money_has_six_decimals_and_a_month_is_cut_to_two() -> None:
     found = {d.item.element: d.amount for d in bill(tiny, clock=late()).details(*ALWAYS)}
     assert found == {"input": Decimal("0.000003"), "output": Decimal("0.000002")}  # 2.55, 1.5
     dear = charged(prompt_tokens=31_000, completion_tokens=31_000)
-    month = bill(dear, clock=late()).month_total(*ALWAYS)
-    assert month == Decimal("0.27")  # of 0.0248 + 0.2480
+    other = charged(model="glm-5-2-260617", prompt_tokens=1_000, completion_tokens=1_000)
+    months = bill(dear, other, clock=late()).months(*ALWAYS)
+    assert months == {
+        "ark_bd": Decimal("0.27"),  # of 0.0248 + 0.2480
+        "ark_third_party": Decimal("0.03"),  # of 0.008 + 0.028
+    }
 
 
 def test_a_row_appears_after_its_period_and_the_delay() -> None:

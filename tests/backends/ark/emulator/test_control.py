@@ -92,6 +92,16 @@ async def test_the_balance_is_what_the_bill_has_left(emulator: Emulator) -> None
     assert found["Result"]["AvailableBalance"] == "999.99"  # eight times 0.00088
 
 
+async def test_a_month_by_product_is_cut_to_the_cent(emulator: Emulator) -> None:
+    for _ in range(20):
+        emulator.books.charge(charged(model="glm-5-2-260617"))
+    _, found = await act(emulator, "ListBill", MONTH)
+    months = {row["Product"]: row["PayableAmount"] for row in found["Result"]["List"]}
+    assert months == {"ark_bd": "0.00", "ark_third_party": "0.16"}  # of 0.00616 and 0.1656
+    status, _ = await act(emulator, "ListBill", {"Limit": 10})
+    assert status == 400
+
+
 async def test_usage_by_hour_and_by_day(emulator: Emulator) -> None:
     asked = {"QueryInterval": "Hour", "StartTime": "2026-11-25", "EndTime": "2026-11-25"}
     _, found = await act(emulator, "GetInferenceUsage", asked, version="2024-01-01")

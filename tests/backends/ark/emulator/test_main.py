@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.ark.emulator.__main__ import main
+from backends.ark.emulator.__main__ import _flags, _parser, main
 from backends.ark.emulator.settings import KeyRow, SettingsError, load
 from tests.backends.ark.kit import KEY, post
 
@@ -59,6 +59,15 @@ def test_flags_count_before_the_file(tmp_path: Path) -> None:
     file.write_text("seed: 3\nlatency: {token_ms: 3, first_ms_min: 1, first_ms_max: 1}\n")
     settings = load(str(file), {"latency": {"token_ms": 5.0}})
     assert (settings.seed, settings.latency.token_ms, settings.latency.first_ms_min) == (3, 5.0, 1)
+
+
+def test_flags_of_the_bill() -> None:
+    given = vars(_parser().parse_args(["--bill-delay-s", "5", "--bill-faults", "0.04"]))
+    del given["config"]
+    billing = load(None, _flags(given)).billing
+    assert (billing.delay_s, billing.split_delay_s, billing.usage_delay_s) == (5.0, 5.0, 5.0)
+    faults = billing.faults
+    assert faults.missing == faults.changed == faults.doubled == faults.foreign == 0.01
 
 
 @pytest.mark.parametrize(
