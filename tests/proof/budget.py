@@ -29,7 +29,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvloop
@@ -38,6 +38,7 @@ from tests.gateway.ledger_machine import Op, Player, draw
 from tests.gateway.redis_servers import REDIS_6_2, VALKEY, RealServer
 from tests.proof import flows, traffic
 from tests.proof.crash import Crashes, crash
+from tests.proof.failover import failover
 from tests.proof.traffic import Found
 
 BATCH = 250  # sequences that are played at once
@@ -57,17 +58,24 @@ class Size:
     leave: int
     rollover: int
     precision: int
+    failovers: int
     latency_s: float
     latency_rate: int = 1_000
+
+    def scaled(self, by: float) -> Size:
+        """So much of it; what is a matter of kind and not of number stays."""
+        counts = ("sequences", "seeds", "crowd_requests", "network", "leave", "failovers")
+        changes = {name: max(1, round(by * getattr(self, name))) for name in counts}
+        return replace(self, **changes)
 
 
 FULL = Size(
     sequences=100_000, seeds=100, crowd_clients=1_000, crowd_requests=1_000_000, network=100_000,
-    delay_s=5.0, leave=10_000, rollover=1_000, precision=50, latency_s=30.0,
+    delay_s=5.0, leave=10_000, rollover=1_000, precision=50, failovers=20, latency_s=30.0,
 )  # fmt: skip
 QUICK = Size(
     sequences=1_000, seeds=2, crowd_clients=200, crowd_requests=6_000, network=2_000,
-    delay_s=0.3, leave=200, rollover=1_000, precision=10, latency_s=5.0,
+    delay_s=0.3, leave=200, rollover=1_000, precision=10, failovers=1, latency_s=5.0,
 )  # fmt: skip
 
 
@@ -224,6 +232,7 @@ def parts(size: Size, seed: int, processes: int, report: Report) -> dict[str, Ca
             ),
         ),
         "cold": run("cold", lambda found: flows.cold_start(8, found)),
+        "failover": run("failover", lambda found: failover(size.failovers, seed=seed, found=found)),
         "leave": run(
             "leave", lambda found: flows.callers_leave(size.leave, seed=seed, found=found)
         ),
@@ -239,16 +248,17 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="about a hundredth of everything")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="so much of it")
     parser.add_argument("--seed", type=int, default=random.randrange(2**31), help="repeats a run")
     parser.add_argument("--sequences", type=int, metavar="N", help="instead of 100,000")
     parser.add_argument("--seeds", type=int, metavar="N", help="crash runs / 16, instead of 100")
     parser.add_argument("--processes", type=int, default=2, help="that draw sequences (default 2)")
     parser.add_argument("--only", metavar="PART,PART", help="these parts alone")
     args = parser.parse_args(argv)
-    size = QUICK if args.quick else FULL
+    size = QUICK if args.quick else FULL.scaled(args.scale)
     given = {"sequences": args.sequences, "seeds": args.seeds}
     changes = {name: value for name, value in given.items() if value is not None}
-    size = Size(**{**size.__dict__, **changes})
+    size = replace(size, **changes)
     logging.disable(logging.CRITICAL)
     report = Report()
     report.figures["seed"] = args.seed

@@ -41,8 +41,18 @@ class Proxy:
             writer.transport.abort()
         await asyncio.sleep(0.05)
 
+    def switch(self, upstream: str) -> None:
+        """From now on the address leads to another server, as after a failover."""
+        self._upstream = upstream
+        for writer in list(self._writers):
+            writer.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
+        try:
+            up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, up_writer}
         fates: asyncio.Queue[str] = asyncio.Queue()
         back = asyncio.ensure_future(self._back(up_reader, writer, fates))  # noqa: TID251

@@ -11,6 +11,7 @@ from tests.gateway.ledger_kit import hold, row
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.proof import budget, flows, traffic
 from tests.proof.crash import Crashes, crash
+from tests.proof.failover import failover
 from tests.proof.traffic import Found
 
 
@@ -47,6 +48,13 @@ async def test_eight_processes_that_start_on_full_books() -> None:
     found = Found()
     await flows.cold_start(8, found)
     good(found)
+
+
+async def test_a_server_that_dies_and_a_replica_that_takes_over() -> None:
+    found = Found()
+    await failover(1, seed=random.randrange(10**6), found=found, seconds=1.0)
+    good(found)
+    assert found.figures["restart_lost_nano"] == 0
 
 
 async def test_callers_that_leave() -> None:
