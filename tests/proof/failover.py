@@ -163,7 +163,8 @@ async def _settled(ledgers: list[Ledger]) -> None:
             for ledger in ledgers:
                 await ledger.refresh(time.time())
                 await ledger.sweep(time.time())
-            if not (await ledgers[0].till()).held_nano:
+            checked = not any(ledger.frozen for ledger in ledgers)
+            if checked and not (await ledgers[0].till()).held_nano:
                 return
         await asyncio.sleep(0.1)
 
