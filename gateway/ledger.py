@@ -23,6 +23,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from gateway import rows
 from gateway.budget_views import Budget, BudgetStatus
 from gateway.ledger_parts import (
@@ -67,7 +69,9 @@ _log = logging.getLogger(__name__)
 
 LEASE_S: Final = 10.0  # a gateway that was not heard of for so long is taken for dead
 RELOADS_MAX: Final = 5  # of definitions within one reservation, while somebody keeps changing them
-CONTROL_TIMEOUT_S: Final = 5.0  # operations that nobody's request waits for
+# Operations that nobody's request waits for. A connection that says nothing is cut after three of
+# these, and a failover shall be noticed and checked within ten seconds.
+CONTROL_TIMEOUT_S: Final = 2.5
 ABANDONED_MAX: Final = 10_000
 
 _STATES: Final = {
@@ -192,9 +196,8 @@ class Ledger(Watched):
     ) -> Reserved | Exhausted:
         if reply[0] == 1:
             self._budgets.saw(drawn, reply[1:])
-            self._open[hold.id] = Noted(
-                hold.id, drawn, hold.amount_nano, hold.sent, draft, hold.deadline_s
-            )
+            noted = Noted(hold.id, drawn, hold.amount_nano, hold.sent, draft, hold.deadline_s)
+            self._open.setdefault(hold.id, noted)  # a repetition changes nothing
             return Reserved(hold_id=hold.id, budgets=tuple([budget.view for budget in drawn]))
         if reply[0] == 2:
             return self._no_room(drawn[reply[1]], reply[2:], hold.amount_nano)
@@ -223,8 +226,15 @@ class Ledger(Watched):
                 noted.amount_nano = max(noted.amount_nano, amount_nano)
             self._took(drawn, reply[1:])
             return Reserved(hold_id=hold_id, budgets=tuple([budget.view for budget in drawn]))
-        if reply[0] == 2 and drawn:
-            return self._no_room(drawn[reply[1]], reply[2:], amount_nano)
+        if reply[0] == 2:
+            counter = reply[3].decode()
+            budget = self._budgets.of(counter.rpartition("|")[0].rpartition("|")[0])
+            if budget is not None and budget.counter == counter:
+                return self._no_room(budget, reply[1:3], amount_nano)
+            if budget is not None:  # its period is over, the hold is older
+                then = replace(budget.view, posted_nano=reply[1], held_nano=reply[2])
+                return Exhausted(budget=then, period=budget.period, amount_nano=amount_nano)
+            raise LedgerUnavailable("the budgets keep changing", ambiguous=False)
         state = _STATES[reply[1]] if reply[0] == 3 else HoldState.VOIDED
         raise HoldClosed(hold_id, state)
 

@@ -7,7 +7,7 @@
 --       6 till      hash: posted, held over everything
 -- ARGV  1 hold id  2 amount that it shall have
 -- Answer {1, (posted, held) of each counter drawn on}   it has that amount, or more already
---        {2, number of the counter, posted, held}       that budget has no room; nothing changed
+--        {2, posted, held, counter}                     its budget has no room; nothing changed
 --        {3, state}  resolved      {4}  unknown, or a hold of nothing, which draws on no counter
 --
 -- A counter whose budget was deleted, reset or moved in the meantime binds nobody any more.
@@ -41,7 +41,7 @@ for i = 3, #hold do
   if more > 0 and binds then
     local limit = redis.call('HGET', KEYS[1], budget)
     if not room(limit, more, posted, held) then
-      return { 2, i - 3, posted, held }
+      return { 2, posted, held, counter }
     end
   end
   answer[#answer + 1] = posted

@@ -97,9 +97,9 @@ class Proxy:
                 if fate == "delayed" and self.mishaps is not None:
                     await asyncio.sleep(self._rng.random() * self.mishaps.delay_s)
                 if fate == "reply_lost":
-                    writer.transport.abort()
-                    return
+                    break
                 writer.write(reply)
+        writer.transport.abort()  # a server that is gone is gone for its client too
 
 
 async def read_command(reader: asyncio.StreamReader) -> bytes:

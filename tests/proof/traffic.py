@@ -248,20 +248,21 @@ async def network(
                     CLOUD, limit_nano=limit_nano, period="total", zone=ZONE, now_s=time.time()
                 )
             )
-            left = operations // 2
+            left, tries = operations // 2, 0
 
             async def client(number: int) -> None:
-                nonlocal left
+                nonlocal left, tries
                 ledger = ledgers[number % len(ledgers)]
                 while left > 0:
-                    left -= 1
-                    hold_id = f"n{left}.0"
+                    tries += 1
+                    hold_id = f"n{tries}.0"
                     asked = hold(hold_id, WORST_NANO, CLOUD, now_s=time.time())
                     try:
                         await ledger.reserve(asked, time.time())
                     except LedgerUnavailable:
                         await asyncio.sleep(0.01)
                         continue  # given back by the ledger itself
+                    left -= 1
                     cost = rng.randint(0, WORST_NANO)
                     expected[hold_id] = cost
                     await _insist(lambda: ledger.settle(hold_id, row(hold_id, cost)))  # noqa: B023
