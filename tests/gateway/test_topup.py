@@ -13,8 +13,8 @@ import pytest
 from backends.ark.emulator.settings import Settings
 from backends.scripted_server import ServerOptions
 from gateway import topup
-from gateway.gateway import rules_of
 from gateway.ledger import HoldRequest, Ledger
+from gateway.prices import load_book
 from gateway.rows import Outcome
 from policies import topup as policy
 from policies.price import quote
@@ -108,7 +108,7 @@ async def test_a_stream_whose_hold_cannot_grow_ends_with_length_and_says_which_b
 def bound(house: Rig, prompt_tokens: int, output_tokens: int) -> int:
 
     model = house.config.models["glm-4.6v"].cloud[0]
-    prices = rules_of(house.config).prices
+    prices = load_book(house.config.prices.cards).at(int(1000 * time.time()))
     return quote(
         prices, model, prompt_tokens_max=prompt_tokens, output_tokens_max=output_tokens
     ).nano

@@ -28,7 +28,7 @@ from backends.ark.emulator.settings import Settings
 from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.keys import from_secret, issue
 from gateway.ledger import Ledger
-from gateway.prices import load_card
+from gateway.prices import load_book
 from gateway.rows import Row
 from policies.price import cost
 from policies.types import Usage
@@ -100,7 +100,7 @@ class Ground:
                 connector=aiohttp.TCPConnector(limit=0, force_close=True),
             )
         )
-        self.card = load_card(None)
+        self.card = load_book().at(int(1000 * time.time()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
