@@ -76,6 +76,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "YUZUI_WORKERS": "workers",
     "YUZUI_LOCAL_WORKERS": "local_workers",
     "YUZUI_MODEL": "model",
+    "YUZUI_WORKER_OPTIONS": "pool.worker_options",
     "YUZUI_GATEWAYS": "gateways",
     "YUZUI_STRICT": "strict",
     "YUZUI_TIMEZONE": "timezone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -91,6 +92,8 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     cores_per_worker:   with `local_workers: auto` and no GPU, one worker for so many cores
     hang_s:             a worker started by `yuzui up` that answers no probe for so long is killed
                         and started anew
+    worker_options:     what is added to the command line of workers that `yuzui up` starts, such as
+                        "--slots 8 --quantize int8"; `yuzui worker --help` says what there is
     """
 
     workers: tuple[WorkerConfig, ...] = ()
@@ -102,8 +105,13 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     warm_up_s: Annotated[float, Meta(ge=0, le=3_600, description="seconds")] = 10.0
     cores_per_worker: Annotated[int, Meta(ge=1, le=1_024)] = 8
     hang_s: Seconds = 20.0
+    worker_options: str = ""
 
     def __post_init__(self) -> None:
+        try:
+            shlex.split(self.worker_options)
+        except ValueError as error:
+            raise Invalid("worker_options", f"is not a command line: {error}") from None
         names = [worker.name for worker in (*self.workers, *self.dns) if worker.name]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise Invalid("workers", f"the name {doubled[0]!r} is used twice")

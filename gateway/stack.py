@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import shlex
 import socket
 import sys
 import time
@@ -175,6 +176,7 @@ class Stack:
             command += ["--name", wanted.name, *wanted.options]
             if self.config.model is not None:
                 command += ["--model", str(self.config.model.absolute())]
+            command += shlex.split(self.config.pool.worker_options)
             self.workers.append(self._child(wanted.name.replace("w", "worker-"), command))
             urls.append(f"http://127.0.0.1:{port}")
         await asyncio.gather(*(child.start() for child in self.workers))

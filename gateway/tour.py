@@ -7,7 +7,7 @@ import http.client
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -16,14 +16,31 @@ import msgspec
 
 from backends.glm.nano.draw import draw_scene
 from gateway.admin_client import AdminClient
+from gateway.snapshot import RATE_WAIT_S
 from gateway.tables import table
 
 HEAD = ("request", "route", "reason", "tokens", "cost CNY", "saved CNY", "answer")
 MODEL = "glm-4.6v"
 TIMEOUT_S = 120.0
 TTFT_S = 0.5  # how long a caller of the tour waits for a first token before it overflows
-CROWD = 48  # callers at once: more than one worker can serve in TTFT_S
-SETTLED_S = 1.5  # for reports of the worker to arrive after a crowd has left
+SLOTS = 2  # of the worker
+CROWD = 6  # callers at once on these slots, each with an answer that takes seconds
+# A list of thirty colours is long, whatever the model makes of the picture.
+LONG: dict[str, object] = {
+    "max_tokens": 256,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "colours",
+            "schema": {
+                "type": "array",
+                "items": {"enum": ["red", "green", "blue"]},
+                "minItems": 30,
+                "maxItems": 30,
+            },
+        },
+    },
+}
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +89,7 @@ class Tour:
             self._show("7 sensitive, in the crowd", self._chat("What is it?", True, headers=pinned))
             self._fault("ServerOverloaded")
             self._show("8 the cloud is overloaded too", self._chat("What is it?", True))
+        time.sleep(RATE_WAIT_S)  # so long the gateway leaves an overloaded cloud alone
         self._show("9 the cloud asked for by name", self._chat("Hello", model=f"cloud/{MODEL}"))
         self._budget(1_000)  # a millionth of a yuan: less than any answer costs
         self._show("10 the same, no money left", self._chat("Hello", model=f"cloud/{MODEL}"))
@@ -87,6 +105,7 @@ class Tour:
         model: str = MODEL,
         stream: bool = False,
         headers: dict[str, str] | None = None,
+        more: Mapping[str, object] = {},
     ) -> Answer:
         parts: list[dict[str, object]] = [{"type": "text", "text": text}]
         if picture:
@@ -96,6 +115,7 @@ class Tour:
             "stream": stream,
             "max_tokens": 64,
             "messages": [{"role": "user", "content": parts}],
+            **more,
         }
         if stream:
             body["stream_options"] = {"include_usage": True}
@@ -125,18 +145,21 @@ class Tour:
 
     @contextmanager
     def _crowd(self) -> Iterator[None]:
-        """Others who ask all the time, on the premises only, until the block is left."""
-        leave = threading.Event()
+        """Others who ask all the time, on the premises only, until the block is left. It is entered
+        when each of them has had an answer: by then the gateway knows how long these take."""
+        leave, answered = threading.Event(), threading.Semaphore(0)
 
         def ask_on() -> None:
             while not leave.is_set():
-                self._chat("Describe the picture.", True, model=f"local/{MODEL}")
+                self._chat("List colours.", True, model=f"local/{MODEL}", more=LONG)
+                answered.release()
 
         with ThreadPoolExecutor(CROWD) as pool:
             for _ in range(CROWD):
                 pool.submit(ask_on)
-            time.sleep(SETTLED_S)
             try:
+                for _ in range(CROWD):
+                    answered.acquire(timeout=TIMEOUT_S)
                 yield
             finally:
                 leave.set()

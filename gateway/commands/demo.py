@@ -13,7 +13,7 @@ from gateway.commands.options import add_config, load_config
 from gateway.commands.report import as_table
 from gateway.commands.up import make_stack, run_stack
 from gateway.stack import Stack
-from gateway.tour import TTFT_S, Tour
+from gateway.tour import SLOTS, TTFT_S, Tour
 
 _INTRO = """
 The cloud of this demo is an emulator on this machine: what it answers is made up, what it charges
@@ -38,10 +38,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(folder: Path) -> Path:
-    """A settings file for the tour: impatient callers, so that a small crowd overflows."""
+    """A settings file for the tour: few slots and impatient callers, so that a crowd overflows on
+    a fast machine too."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "yuzui.yaml"
-    file.write_text(f"data_dir: .\nlimits:\n  ttft_interactive_s: {TTFT_S}\n")
+    file.write_text(
+        f"data_dir: .\nlimits:\n  ttft_interactive_s: {TTFT_S}\n"
+        f"pool:\n  worker_options: --slots {SLOTS}\n"
+    )
     return file
 
 

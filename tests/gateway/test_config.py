@@ -397,6 +397,7 @@ def test_workers_with_what_is_said_of_them(tmp_path: Path) -> None:
         ("http://gpu2:8000", "ftp://gpu2", 10, "pool.workers[1].url"),
         ("http://workers.gpu.svc:8000", "https://workers.gpu.svc", 12, "pool.dns[0].url"),
         ("heartbeats: true", "heartbeats: perhaps", 13, "pool.heartbeats"),
+        ("heartbeats: true", "worker_options: --name 'w", 13, "pool.worker_options"),
     ],
 )
 def test_a_mistake_in_the_pool_names_its_key_and_line(
