@@ -148,7 +148,7 @@ class Engine:
         )
         if entry.kv_tokens > self._scheduler.rows.tokens:
             raise ValueError("the request is longer than the whole cache")
-        keys = block_keys(job.prompt, job.tenant)
+        keys = block_keys(job.prompt, job.partition)
         with self._wake:
             if ahead := self._scheduler.in_the_way(entry):
                 raise WorkerBusy(
@@ -377,7 +377,7 @@ class Engine:
     ) -> Finished:
         job = run.job
         # The next turn of this talk begins with it. The last token's entry was never computed.
-        self._keep_locked(run, block_keys(job.prompt, job.tenant, run.answer[:-1]))
+        self._keep_locked(run, block_keys(job.prompt, job.partition, run.answer[:-1]))
         read = len(job.prompt.ids) - run.cached_tokens
         self._speeds.prefill.add(read, run.first_s - run.started_s)
         self._speeds.requests.add(1, now_s - run.started_s)

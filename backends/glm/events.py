@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from backends.glm.adapters import Adapter
 from backends.glm.deltas import Delta
 from backends.glm.output import Output
 from backends.glm.types import Constraint, Prompt, Sampling
@@ -56,7 +57,8 @@ ABORTED = Failed("aborted", aborted=True)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """What to generate and where to report. `emit` is called from the engine's thread; `tenant`:
-    whose turn and whose cached prefixes it shares; `priority`: lower goes first."""
+    whose turn and whose cached prefixes it shares; `priority`: lower goes first; `adapter`: None
+    for the base."""
 
     prompt: Prompt
     sampling: Sampling
@@ -67,6 +69,13 @@ class Job:
     constraint: Constraint | None = None
     tenant: str = ""
     priority: int = 0
+    adapter: Adapter | None = None
+
+    @property
+    def partition(self) -> str:
+        """Whose kept beginnings it shares: what a token leaves in the cache depends on the adapter.
+        The length keeps any two pairs of tenant and adapter apart, whatever they are called."""
+        return f"{len(self.tenant)}:{self.tenant}:{self.adapter.key if self.adapter else ''}"
 
 
 @dataclass(eq=False, slots=True)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from backends.glm.kv import KvCache, attend
-from backends.glm.linears import Linear, Maker
+from backends.glm.linears import Linear, Maker, Rows
 from backends.glm.quantize import Int8Linear
 from backends.glm.step import Step
 
@@ -85,29 +85,30 @@ class LeanText:
         turns = self._turns.at(step.positions, hidden.dtype)
         for index in range(len(self._layers) - 1):
             mixed = self._mix(index, hidden, turns, step, cache)
-            hidden = self._feed(index, hidden, mixed, step)
+            hidden = self._feed(index, hidden, mixed, step.adapters)
         # After the last attention only the wanted tokens matter.
         last = len(self._layers) - 1
         mixed = self._mix(last, hidden, turns, step, cache)
         if step.wanted is not None:
             mixed, hidden = mixed.index_select(0, step.wanted), hidden.index_select(0, step.wanted)
-        hidden = self._feed(last, hidden, mixed, step)
-        return self._head(self._normed(hidden, self._norm))
+        hidden = self._feed(last, hidden, mixed, step.wanted_adapters)
+        return self._head(self._normed(hidden, self._norm), step.wanted_adapters)
 
     def _mix(self, index: int, hidden: Any, turns: Any, step: Step, cache: KvCache) -> Any:
         """Attention, before its output matrix: (T, width) -> (T, heads x dim)."""
         layer = self._layers[index]
-        qkv = layer.qkv(self._normed(hidden, layer.before_attention))
+        qkv = layer.qkv(self._normed(hidden, layer.before_attention), step.adapters)
         heads = qkv.view(len(qkv), self._heads + 2 * self._kv_heads, -1)
         turn(heads[:, : self._heads + self._kv_heads], turns)
         cache.write(index, step.places, heads[:, self._heads :])
         return attend(heads[:, : self._heads], cache, index, step.pieces)
 
-    def _feed(self, index: int, hidden: Any, mixed: Any, step: Step) -> Any:
+    def _feed(self, index: int, hidden: Any, mixed: Any, rows: Rows | None) -> Any:
         layer = self._layers[index]
-        hidden = hidden + self._normed(layer.out(mixed), layer.after_attention)
-        gate, up = layer.gate_up(self._normed(hidden, layer.before_mlp)).chunk(2, dim=-1)
-        fed = layer.down(functional.silu(gate).mul_(up))
+        hidden = hidden + self._normed(layer.out(mixed, rows), layer.after_attention)
+        both = layer.gate_up(self._normed(hidden, layer.before_mlp), rows)
+        gate, up = both.chunk(2, dim=-1)
+        fed = layer.down(functional.silu(gate).mul_(up), rows)
         return hidden.add_(self._normed(fed, layer.after_mlp))
 
     def _normed(self, x: Any, weight: Any) -> Any:

@@ -24,7 +24,11 @@ PACKED_ELEMENTS_MIN = 1 << 20  # below, both products are as fast or MKL's is fa
 
 
 class Rows(Protocol):
-    """Whose rows a product is for, one entry a row. A plain matrix does not look at it."""
+    """Whose rows a product is for. A plain matrix does not look at it."""
+
+    def add(self, name: str, x: Any, y: Any) -> None:
+        """Add to `y` (T, out) what is the rows' own at the place of this name, made of `x`."""
+        ...
 
 
 class Linear(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.glm.adapters import parse_named
 from backends.glm.capacity import Asked
 from backends.glm.limits import CHOICES_MAX, IMAGES_MAX, Limits
 from backends.glm.nano import CHECKPOINT
@@ -58,6 +59,8 @@ class Options:
     names: tuple[str, ...]
     max_model_len: int | None
     limits: Limits
+    adapters: tuple[tuple[str, Path], ...]
+    adapter_dir: Path | None
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -90,6 +93,8 @@ def parse_options(argv: Sequence[str]) -> Options:
         worker=worker,
         names=tuple(names),
         max_model_len=given.max_model_len,
+        adapters=tuple(given.adapter),
+        adapter_dir=given.adapter_dir,
         limits=Limits(choices_max=given.max_choices, images_max=given.max_images),
     )
 
@@ -163,7 +168,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pictures in one request; one with more is refused with 400 (default: %(default)s)",
     )
+    _add_adapters(add)
     return parser
+
+
+def _add_adapters(add: Callable[..., object]) -> None:
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        type=parse_named,
+        metavar="NAME=PATH",
+        help="serve a LoRA adapter in peft's format as the model BASE:NAME; repeat for more",
+    )
+    add(
+        "--adapter-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="allow POST /v1/load_lora_adapter and /v1/unload_lora_adapter for adapters inside "
+        "this folder (default: adapters cannot be loaded while the worker runs)",
+    )
 
 
 def _add_batch(add: Callable[..., object]) -> None:

@@ -77,6 +77,7 @@ class LoadReporter:
             **load,
             "max_model_len": None if serving is None else serving.prompts.max_model_len,
             "state": service.state,
+            "adapters": [] if serving is None else list(serving.adapters.loaded),
             "seq": next(self._seq),
             "image_limits": limits,
         }
@@ -98,7 +99,9 @@ class LoadReporter:
 
     def _visible(self) -> tuple[Any, ...]:
         load = self._engine_load()
-        return (load.running, load.waiting, self._service.state)
+        serving = self._service.serving
+        adapters = [] if serving is None else list(serving.adapters.loaded)
+        return (load.running, load.waiting, self._service.state, adapters)
 
     def _engine_load(self) -> EngineLoad:
         serving = self._service.serving
@@ -108,4 +111,4 @@ class LoadReporter:
 
 
 def _visible_in(report: dict[str, Any]) -> tuple[Any, ...]:
-    return (report["running"], report["waiting"], report["state"])
+    return (report["running"], report["waiting"], report["state"], report["adapters"])

@@ -8,16 +8,19 @@ each other's; it is never used here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from backends.glm.events import Job
 from backends.glm.eyes import Eyes, Sight
+from backends.glm.files import LoadError
 from backends.glm.kv import KvCache, KvShape, pieces_of
 from backends.glm.lean import LeanText, claims
 from backends.glm.linears import Maker, MatrixMaker
+from backends.glm.lora import LoraAdapter, adapting, read_adapter, rows_of
 from backends.glm.model import Opened
 from backends.glm.positions import rope_positions
 from backends.glm.prefix import BLOCK
@@ -37,6 +40,8 @@ class Generation:
         self.place = place
         self.computed = computed
         self.last = -1
+        # The engine knows adapters by name only; this side made them.
+        self.adapter = cast("LoraAdapter | None", job.adapter)
         self.sampler = Sampler(job.sampling, prompt.ids, job.constraint)
         self.positions, self.delta = rope_positions(prompt)
         # Places of pictures that are not in the cache yet, in the order of their features.
@@ -84,7 +89,7 @@ class Runner:
         self._cache = KvCache(self._shape, dtype=self._dtype, device=device)
         self.lean = claims(model)
         make = make or MatrixMaker()
-        self._text: TextModel = LeanText(model, make) if self.lean else StockText(model)
+        self._text: TextModel = LeanText(model, adapting(make)) if self.lean else StockText(model)
         seen = self.lean and claims_vision(model)
         encoder: Encoder = LeanVision(model, make) if seen else StockVision(model)
         self._eyes = Eyes(encoder, kept_bytes=kept_bytes)
@@ -103,6 +108,13 @@ class Runner:
             own = range(place, place + generation.computed, BLOCK)
             self._copy([self._kept_place(block) for block in blocks], own)
         return Opened(generation, self._look(generation, job, told))
+
+    def read_adapter(self, folder: Path) -> LoraAdapter:
+        """A LoRA adapter in peft's format. Raises: LoadError."""
+        if not self.lean:
+            kind = self.model.config.model_type
+            raise LoadError(f"Adapters are served for GLM-4V checkpoints; this one is {kind}.")
+        return read_adapter(folder, self.model)
 
     def keep(self, generation: Generation, blocks: Sequence[tuple[int, int]]) -> None:
         """See `model.Runner`."""
@@ -185,6 +197,7 @@ class Runner:
         places = [g.place + g.computed for g in singles]
         positions = [np.tile(np.asarray([g.computed + g.delta for g in singles], np.int64), (3, 1))]
         wanted = list(range(len(order)))
+        owners = [g.adapter for g in singles]
         features, feature_at = [], []
         for i in chunks:
             generation, tokens = work[i]
@@ -193,6 +206,7 @@ class Runner:
             if low < high:
                 features.append(generation.features(low, high))
                 feature_at.append(generation.pictured[low:high] - start + len(ids))
+            owners += [generation.adapter] * tokens
             ids += generation.ids[start:end]
             places += range(generation.place + start, generation.place + end)
             positions.append(generation.positions[:, start:end])
@@ -207,6 +221,8 @@ class Runner:
             wanted=None if len(wanted) == len(ids) else on(wanted),
             features=torch.cat(features) if features else None,
             feature_at=on(np.concatenate(feature_at)) if features else None,
+            adapters=rows_of(owners, self.device),
+            wanted_adapters=rows_of([owners[at] for at in wanted], self.device),
         )
 
     def _tensor(self, values: Any) -> Any:

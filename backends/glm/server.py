@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from backends.glm.adapter_calls import adapter_routes
 from backends.glm.choices import Choice, Naming
 from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
 from backends.glm.events import Failed, Finished, Progress
@@ -45,6 +46,7 @@ def make_app(service: Service, reporter: LoadReporter) -> web.Application:
     app[_REPORTER] = reporter
     app.router.add_post("/v1/chat/completions", _chat)
     app.router.add_get("/v1/models", _models)
+    app.add_routes(adapter_routes(service))
     app.router.add_get("/health", _health)
     app.router.add_get("/load", _load)
     return app
@@ -119,7 +121,17 @@ async def _models(request: web.Request) -> web.Response:
         "capabilities": list(CAPABILITIES),
         "aliases": list(service.names[1:]),
     }
-    return _json({"object": "list", "data": [model]})
+    # As vLLM lists them: a model of its own that names what it was trained on.
+    adapted = [
+        {
+            **model,
+            "id": f"{service.names[0]}:{name}",
+            "parent": service.names[0],
+            "aliases": [f"{alias}:{name}" for alias in service.names[1:]],
+        }
+        for name in service.serving.adapters.loaded
+    ]
+    return _json({"object": "list", "data": [model, *adapted]})
 
 
 async def _load(request: web.Request) -> web.StreamResponse:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from backends.glm.adapters import Adapters
 from backends.glm.engine import Engine
 from backends.glm.errors import WorkerUnavailable
 from backends.glm.events import Event, Job, Ticket
@@ -33,6 +34,7 @@ class Serving:
 
     engine: Engine
     preparer: Preparer
+    adapters: Adapters
 
     @property
     def prompts(self) -> PromptBuilder:
@@ -120,6 +122,10 @@ class Service:
             self.serving.engine.drain()
         self._on_change()
 
+    def changed(self) -> None:
+        """Something that reports tell has changed."""
+        self._on_change()
+
     @property
     def idle(self) -> bool:
         """No request is inside, also none whose last bytes are still being written."""
@@ -149,6 +155,7 @@ class Service:
             # How many answers are wanted is known only now; the further ones need places, too.
             for _ in prepared.plans[1:]:
                 tickets.append(serving.engine.admit())
+            adapter = serving.adapters.find(prepared.request.model, self.names)
             for choice, (ticket, plan) in enumerate(zip(tickets, prepared.plans, strict=True)):
                 job = Job(
                     prompt=prepared.prompt,
@@ -160,6 +167,7 @@ class Service:
                     tenant=prepared.request.cache_salt,
                     priority=prepared.request.priority,
                     constraint=plan.constraint,
+                    adapter=adapter,
                 )
                 serving.engine.submit(ticket, job)
             yield Conversation(
@@ -185,4 +193,4 @@ class Service:
 
     def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
         """All before the engine; runs in a thread."""
-        return serving.preparer.prepare(raw, self.names)
+        return serving.preparer.prepare(raw, serving.adapters.served(self.names))

@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
+from backends.glm.adapters import Adapters, load_named
 from backends.glm.capacity import Capacity, beside_tokens, capacity
 from backends.glm.engine import Engine
 from backends.glm.errors import WorkerError
@@ -67,16 +68,19 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         prompts=replace(checkpoint.prompts, max_model_len=longest),
     )
     kept_blocks = room.kept_tokens // BLOCK
+    runner = Runner(
+        checkpoint.model,
+        checkpoint.device,
+        rows=room.rows,
+        row_tokens=room.row_tokens,
+        make=MatrixMaker(consume=True),
+        kept_blocks=kept_blocks,
+        kept_bytes=room.kept_bytes,
+    )
+    adapters = Adapters(runner.read_adapter, options.adapter_dir)
+    load_named(adapters, options.adapters)
     engine = Engine(
-        Runner(
-            checkpoint.model,
-            checkpoint.device,
-            rows=room.rows,
-            row_tokens=room.row_tokens,
-            make=MatrixMaker(consume=True),
-            kept_blocks=kept_blocks,
-            kept_bytes=room.kept_bytes,
-        ),
+        runner,
         scheduler=Scheduler(
             rows=Rows(room.rows, room.row_tokens),
             slots=room.slots,
@@ -92,7 +96,7 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
     if not options.capacity.step_tokens:
         speed = engine.load().prefill_tokens_per_s
         engine.read_beside(beside_tokens(room.step_tokens, speed))
-    return Serving(engine=engine, preparer=checkpoint.preparer(options.limits))
+    return Serving(engine=engine, preparer=checkpoint.preparer(options.limits), adapters=adapters)
 
 
 def _set_threads(options: Options, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from backends.glm.kv import KvCache, Piece
+from backends.glm.linears import Rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,8 @@ class Step:
 
     `ids` (T,); `positions` (3, T): time, row, column; `places` (T,): where their keys go; `wanted`:
     the tokens whose logits are asked for, (W,), None: all T. `features` (F, width) replace the
-    embeddings of the tokens `feature_at` (F,), where pictures stand.
+    embeddings of the tokens `feature_at` (F,), where pictures stand. `adapters`: of the T tokens,
+    `wanted_adapters`: of the W wanted ones; None: all are the base's.
     """
 
     ids: Any
@@ -25,6 +27,8 @@ class Step:
     wanted: Any | None = None
     features: Any | None = None
     feature_at: Any | None = None
+    adapters: Rows | None = None
+    wanted_adapters: Rows | None = None
 
 
 class TextModel(Protocol):

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from aiohttp import web
 from PIL import Image
 
+from backends.glm.adapters import Adapters
 from backends.glm.engine import Engine
 from backends.glm.limits import Limits
 from backends.glm.load import Checkpoint, load_checkpoint
@@ -58,7 +60,9 @@ def serve(checkpoint: Checkpoint) -> Serve:
     """`async with serve(runner, slots=1) as served`: a server on a free port of the loopback."""
 
     @asynccontextmanager
-    async def running(runner: Runner, slots: int = 1) -> AsyncIterator[Served]:
+    async def running(
+        runner: Runner, slots: int = 1, adapters: Adapters | None = None
+    ) -> AsyncIterator[Served]:
         changes = Changes(asyncio.get_running_loop())
         service = Service(names=("tiny", "alias"), worker="w", on_change=changes.notify)
         reporter = LoadReporter(service, changes)
@@ -77,6 +81,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
             Serving(
                 engine=engine,
                 preparer=checkpoint.preparer(Limits()),
+                adapters=adapters or Adapters(no_adapter, None),
             )
         )
         host, port = app_runner.addresses[0][:2]
@@ -88,6 +93,10 @@ def serve(checkpoint: Checkpoint) -> Serve:
             await app_runner.cleanup()
 
     return running
+
+
+def no_adapter(folder: Path) -> NoReturn:
+    raise AssertionError(f"nobody loads {folder}")
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -75,3 +75,12 @@ def test_the_server_side_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_adapters_are_named_with_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_options(["--adapter", "a=x/y", "--adapter", "b=z", "--adapter-dir", "d"])
+    assert options.adapters == (("a", Path("x/y")), ("b", Path("z")))
+    assert options.adapter_dir == Path("d")
+    with pytest.raises(SystemExit):
+        parse_options(["--adapter", "no-path"])
+    assert "--adapter" in capsys.readouterr().err
