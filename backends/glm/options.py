@@ -118,26 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_at_least(0), default=8100, help="0: any free port (default: %(default)s)")
     add("--port-file", type=Path, metavar="F", help="write the port to this file once listening")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: GPU if there is one)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto: the checkpoint's own on a GPU, float32 on a CPU",
-    )
-    add(
-        "--quantize",
-        default="none",
-        choices=("none", "int8"),
-        help="int8: matrices in one byte a weight, half of bfloat16; answers differ a little "
-        "(default: %(default)s)",
-    )
-    add(
-        "--threads",
-        type=_at_least(0),
-        default=0,
-        help="CPU threads; 0: one for a small model, else all (default)",
-    )
+    _add_device(add)
     _add_batch(add)
     add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
     add(
@@ -187,6 +168,30 @@ def _add_adapters(add: Callable[..., object]) -> None:
         metavar="FOLDER",
         help="allow POST /v1/load_lora_adapter and /v1/unload_lora_adapter for adapters inside "
         "this folder (default: adapters cannot be loaded while the worker runs)",
+    )
+
+
+def _add_device(add: Callable[..., object]) -> None:
+    """Where the model runs, and in which numbers."""
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: GPU if there is one)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: the checkpoint's own on a GPU, float32 on a CPU",
+    )
+    add(
+        "--quantize",
+        default="none",
+        choices=("none", "int8"),
+        help="int8: matrices in one byte a weight, half of bfloat16; answers differ a little "
+        "(default: %(default)s)",
+    )
+    add(
+        "--threads",
+        type=_at_least(0),
+        default=0,
+        help="CPU threads; 0: one for a small model, else all (default)",
     )
 
 
