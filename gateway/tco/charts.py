@@ -24,10 +24,12 @@ LEFT, RIGHT, TOP, BOTTOM = 78, 18, 58, 50
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """One bar: its name, and (value, colour) from the bottom up."""
+    """One bar: its name, (value, colour) from the bottom up, and what it comes to, in words: the
+    parts are rounded each, and their sum need not be the rounded whole."""
 
     name: str
     parts: tuple[tuple[int, str], ...]
+    total: str
     note: str = ""
 
 
@@ -52,14 +54,14 @@ def stacked(title: str, unit: str, bars: Sequence[Bar], legend: Sequence[tuple[s
     top, scale = _axis(max([*totals, 1]))
     room = (WIDTH - LEFT - RIGHT) / max(1, len(bars))
     drawn = [_head(title, unit), _legend(legend), _y_axis(top, scale)]
-    for number, (bar, total) in enumerate(zip(bars, totals, strict=True)):
+    for number, bar in enumerate(bars):
         x, y = LEFT + room * number + room * 0.2, float(HEIGHT - BOTTOM)
         for value, colour in bar.parts:
             tall = value / top * (HEIGHT - TOP - BOTTOM)
             y -= tall
             drawn.append(_box(x, y, room * 0.6, tall, colour))
         middle = LEFT + room * (number + 0.5)
-        drawn.append(_text(middle, y - 6, grouped(total), anchor="middle", weight="600"))
+        drawn.append(_text(middle, y - 6, bar.total, anchor="middle", weight="600"))
         drawn.append(_text(middle, HEIGHT - BOTTOM + 17, bar.name, anchor="middle"))
         drawn.append(_text(middle, HEIGHT - BOTTOM + 33, bar.note, anchor="middle", fill=FAINT))
     return _svg(title, drawn)

@@ -194,7 +194,8 @@ def _months(months: Decimal | None, words: Mapping[str, str]) -> str:
 
 
 def _cost_chart(study: Study, words: Mapping[str, str]) -> str:
-    bars = [Bar(words["cloud"], ((_cny(study.cloud_nano), charts.CLOUD),))]
+    whole = ((_cny(study.cloud_nano), charts.CLOUD),)
+    bars = [Bar(words["cloud"], whole, yuan(study.cloud_nano))]
     for one in study.scenarios:
         parts = (
             (_cny(one.fixed_nano), charts.FIXED),
@@ -202,7 +203,7 @@ def _cost_chart(study: Study, words: Mapping[str, str]) -> str:
             (_cny(one.overflow_nano), charts.OVERFLOW),
         )
         note = f"{words['col_overflow']} {percent(one.overflow_bp)}"
-        bars.append(Bar(servers(one.servers, words), parts, note))
+        bars.append(Bar(servers(one.servers, words), parts, yuan(one.total_nano), note))
     legend = [
         (words["cloud"], charts.CLOUD),
         (words["fixed"], charts.FIXED),
@@ -351,7 +352,11 @@ def _assumed(traffic: Traffic, context: Context, words: Mapping[str, str]) -> Ta
             words["from_rows"],
         ],
         [words["a_prices"], cards, words["from_card"].format(cards=cards, models=models)],
-        [words["a_bought"], context.bought.isoformat(), option],
+        [
+            words["a_bought"],
+            context.bought.isoformat(),
+            words["from_today"] if context.bought == context.made else option,
+        ],
     ]
     head = [words["col_what"], words["col_value"], words["col_source"]]
     return Table(title=words["table_assumed"], head=head, rows=rows)

@@ -100,6 +100,7 @@ EN: Final[Mapping[str, str]] = {
     "from_card": "price card {cards}; models {models}",
     "from_workers": "load report of the workers",
     "from_options": "command line",
+    "from_today": "today, unless told otherwise",
     "sure_title": "How sure this is",
     "sure_span": "The traffic covers {span}. A month is taken to be {times} times that, every hour "
     "like these: nights, weekends and growth are in it only as far as they are in the rows.",
@@ -210,6 +211,7 @@ ZH: Final[Mapping[str, str]] = {
     "from_card": "价目表 {cards}；模型 {models}",
     "from_workers": "工作进程的负载报告",
     "from_options": "命令行",
+    "from_today": "未指定时为今天",
     "sure_title": "有多大把握",
     "sure_span": "流量覆盖 {span}。一个月按其 {times} 倍推算，即每个小时都与之相同："
     "夜间、周末和增长只在账本行里出现多少就算多少。",

@@ -37,6 +37,7 @@ from gateway.config import Config
 from gateway.embedded import EmbeddedServer
 from gateway.keys import from_secret, issue
 from gateway.stack import answers
+from gateway.tco.png import find_fonts
 from tests.ports import free_port
 
 TRACE = Path(__file__).parents[3] / "shared" / "traces" / "azure-llm-conv-2023.csv"
@@ -232,7 +233,7 @@ def _books(env: dict[str, str], out: Path, scale: int, sent: Sent) -> dict[str, 
     shared = ("--time-scale", str(scale), "--wait-s", str(TTFT_S))
     for lang in ("en", "zh"):
         files = ("--html", str(out / f"tco.{lang}.html"))
-        if lang == "en":
+        if lang == "en" and any(find_fonts()):
             files += ("--png", str(out / "tco.en.png"))
         text = _cli(env, out, "tco", "--lang", lang, *shared, *files)
         if lang == "en":

@@ -13,6 +13,7 @@ from gateway.commands import tco
 from tests.gateway.archive.test_query import put
 from tests.gateway.commands.kit import Admin, alone
 from tests.gateway.tco.kit import rows
+from tests.gateway.tco.test_png import LATIN
 
 ENTRIES = [Entry(id=f"{n + 1}-0", row=one) for n, one in enumerate(rows(200))]
 POOL = {"workers": [{"slots": 4}, {"slots": None}]}
@@ -46,7 +47,10 @@ def test_json_is_exact(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["context"]["server"]["slots"] == 4
 
 
-def test_pages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gateway.tco.png.find_fonts", lambda: [LATIN])  # a bare machine has none
     assert tco.main(["--html", "a.html", "--png", "a.png"]) == 0
     assert (here / "a.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert (here / "a.png").read_bytes().startswith(b"\x89PNG")

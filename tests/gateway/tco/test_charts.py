@@ -27,7 +27,8 @@ def heights(svg: str, colour: str) -> list[float]:
 
 def test_bars_are_as_tall_as_their_values() -> None:
     made = stacked(
-        "Cost", "CNY", [Bar("a", ((100, "#111"), (50, "#222"))), Bar("b", ((0, "#111"),))],
+        "Cost", "CNY",
+        [Bar("a", ((100, "#111"), (50, "#222")), "150"), Bar("b", ((0, "#111"),), "0")],
         [("one", "#111"), ("two", "#222")],
     )  # fmt: skip
     first, second = heights(made, "#111")[0], heights(made, "#222")[0]
@@ -57,7 +58,7 @@ def test_bars_to_both_sides_start_at_the_base() -> None:
 
 
 def test_names_of_people_are_text_and_not_markup() -> None:
-    made = stacked("<script>&", "CNY", [Bar('"><b>', ((1, "#111"),))], [])
+    made = stacked("<script>&", "CNY", [Bar('"><b>', ((1, "#111"),), "1")], [])
     assert "<script>&" in words(made)
     assert '"><b>' in words(made)
 
