@@ -27,6 +27,7 @@ from policies.bill import (
     Options,
     Reconciled,
     Resolved,
+    hour,
     period,
 )
 from policies.bill_prices import (
@@ -55,11 +56,13 @@ RECONCILED = "reconciled"  # the reason of a correction
 
 class How(Value, frozen=True, kw_only=True):
     """book: the price cards.   endpoints: endpoint id (ep-...) -> the model whose prices it has.
-    lasts_ms: longer than any attempt lasts."""
+    lasts_ms: longer than any attempt lasts.   until_ms: what ended later is not billed and counted
+    yet; None: everything is."""
 
     book: PriceBook
     endpoints: Mapping[str, str] = {}
     lasts_ms: int = LASTS_MS
+    until_ms: int | None = None
 
 
 class Pulled(msgspec.Struct, kw_only=True):
@@ -78,6 +81,7 @@ class Day(Value, frozen=True, kw_only=True):
     by_endpoint: whether the bill was split by endpoint
     rows:     of the open holds that were resolved, by hold id, for their corrections
     crossing: whether an open hold may have ended on another day
+    to_ms:    where it was looked at to: the day's end, or an hour before which all is billed
     """
 
     day: date
@@ -88,6 +92,7 @@ class Day(Value, frozen=True, kw_only=True):
     counted: bool
     rows: Mapping[str, Row]
     crossing: bool
+    to_ms: int
 
     @property
     def off_nano(self) -> int:
@@ -156,7 +161,10 @@ async def reconcile(
     booked, holds, unread = read.done()
     items = [row for each in pulled.values() for row in _split(each.bill.rows, each.splits.rows)]
     usage = [row for each in pulled.values() for row in each.usage or ()]
-    at = Options(from_ms=day_range_ms(day)[0], to_ms=day_range_ms(day)[1], counted=counted)
+    start_ms, end_ms = day_range_ms(day)
+    if how.until_ms is not None:
+        end_ms = min(end_ms, hour(how.until_ms))
+    at = Options(from_ms=start_ms, to_ms=end_ms, counted=counted)
     result = match(
         booked,
         holds,
@@ -174,6 +182,7 @@ async def reconcile(
         counted=counted,
         rows={each.hold.hold_id: read.open[each.hold.hold_id] for each in result.resolved},
         crossing=any(_crosses(hold, at) for hold in holds),
+        to_ms=end_ms,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib.util
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -20,11 +21,19 @@ from gateway.archive.layout import parse_id
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.prices import load_book
-from gateway.reconcile import BEIJING, Day, How, Pulled, corrections, reconcile_day
+from gateway.reconcile import (
+    BEIJING,
+    Day,
+    How,
+    Pulled,
+    corrections,
+    day_range_ms,
+    reconcile_day,
+)
 from gateway.record import cny
 from gateway.rows import Row
 from gateway.tables import table
-from policies.bill import Finding, Status
+from policies.bill import Finding, Status, hour
 from policies.types import NANO_PER_CNY
 
 if TYPE_CHECKING:
@@ -49,11 +58,14 @@ exit code
   2  wrong usage                                    3  they do not agree
 
 A day is one of Beijing. Its bill is complete some ten minutes after it, split by endpoint up to two
-days later; without a --day, the day before yesterday is taken.
+days later; without a --day, the day before yesterday is taken. Of today, those hours are compared
+that are billed and counted for certain.
 """
 _OFF = 3
 _CORRECTIONS_AT_ONCE = 200
 _SHOWN_MAX = 50
+# A period is billed up to ten minutes after it, and Ark's count may be half an hour late.
+LATE_MS = 35 * 60_000
 GRACE_MS = 60_000  # a hold outlives its attempt, and the sweeper comes every second
 _decode = msgspec.json.Decoder(Row).decode
 
@@ -63,6 +75,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     config = load_config(parser, args)
     day = args.day or (datetime.now(UTC).astimezone(BEIJING) - timedelta(days=2)).date()
+    if hour(_now_ms() - LATE_MS) <= day_range_ms(day)[0]:
+        print(f"yuzui reconcile: nothing of {day} can be billed yet", file=sys.stderr)
+        return 1
     if importlib.util.find_spec("volcenginesdkbilling") is None:
         print(
             "yuzui reconcile: the vendor's SDK is not installed; "
@@ -172,6 +187,7 @@ async def _reconcile(
             book=load_book(config.prices.cards),
             endpoints=config.ark.endpoints,
             lasts_ms=int(1000 * config.limits.cloud.total_s) + GRACE_MS,
+            until_ms=_now_ms() - LATE_MS,
         ),
     )
 
@@ -204,7 +220,10 @@ def _as_text(found: Day, booked: list[dict[str, Any]], args: argparse.Namespace)
     witness = "bill, split and count" if found.by_endpoint else "bill and count"
     if not found.counted:
         witness = witness.replace(" and count", "").replace(", split", " and split")
-    lines = [f"{found.day}: {witness} against the books", ""]
+    lines = [f"{found.day}: {witness} against the books"]
+    if found.to_ms < day_range_ms(found.day)[1]:
+        lines.append(f"up to {_moment(found.to_ms)}; what came later may not be billed yet")
+    lines.append("")
     rows = [
         ["booked", "rows whose tokens are known", cny(sums.booked)],
         ["resolved", f"{len(result.resolved)} that stood at their bound", cny(sums.resolved)],
@@ -245,6 +264,10 @@ def _line(each: Finding) -> list[str]:
     ]
 
 
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 def _moment(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(BEIJING).strftime("%m-%d %H:%M")
 
@@ -269,6 +292,7 @@ def _as_json(found: Day, booked: list[dict[str, Any]], within: bool) -> str:
     result = found.result
     plain = {
         "day": found.day.isoformat(),
+        "until": datetime.fromtimestamp(found.to_ms / 1000, BEIJING).isoformat(),
         "agrees": found.agrees,
         "within_tolerance": within,
         "by_endpoint": found.by_endpoint,

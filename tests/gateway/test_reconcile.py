@@ -303,6 +303,28 @@ async def test_tokens_that_only_ark_knows_of_are_a_finding() -> None:
     assert statuses(found) == [("usage", "input")]
 
 
+# ---- a day that is not over
+
+
+async def test_only_hours_that_are_billed_for_certain_are_compared() -> None:
+    """13:20: what ended after 13:00 may not be billed yet, and an open request is left open."""
+    later = row(request_id="r2", at_ms=NOON_MS + 3_700_000)
+    open_one = lost(request_id="r3", at_ms=NOON_MS + 3_800_000)
+    rows = [row(), later, open_one]
+
+    async def stream() -> AsyncIterator[Row]:
+        for each in rows:
+            yield each
+
+    pulled = Pulled(bill=Bill(rows=BILL), splits=Bill(), usage=[counted(1_000, 0, 10)])
+    how = replace(HOW, until_ms=NOON_MS + 4_800_000)
+    found = await reconcile(DAY, stream(), {DAY: pulled}, how)
+    assert found.agrees, statuses(found)
+    assert found.to_ms == NOON_MS + 3_600_000
+    assert not found.result.resolved
+    assert statuses(await compared(rows, BILL)) != []
+
+
 # ---- midnight
 
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tests.gateway.rig import ADMIN_TOKEN, AT_ONCE, Rig, rig
 from tests.gateway.test_flow import asking
 
 CLOUD = {"model": "cloud/glm-4.6v"}
+LATER_S = 3 * 3_600
 
 
 @pytest.fixture
@@ -67,12 +68,14 @@ async def leave(found: Rig) -> None:
 
 
 async def ran(found: Rig, *more: str) -> int:
-    """The command for today, an hour later by the emulator's clock."""
+    """The command for today, some hours later by the clocks of the emulator and of the command."""
     assert found.cloud is not None
-    found.cloud.bill._clock = lambda: time.time() + 3_600
+    found.cloud.bill._clock = lambda: time.time() + LATER_S
     day = datetime.now(UTC).astimezone(BEIJING).date().isoformat()
     args = ["--day", day, "--emulator", found.cloud_root, *more]
-    return await asyncio.to_thread(reconcile.main, args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "_now_ms", lambda: int((time.time() + LATER_S) * 1000))
+        return await asyncio.to_thread(reconcile.main, args)
 
 
 async def test_a_day_that_agrees_and_an_open_request_that_is_resolved(
@@ -151,6 +154,14 @@ async def test_without_keys_it_says_which_ones(
 ) -> None:
     assert reconcile.main(["--day", "2026-11-25"]) == 1
     assert "VOLC_ACCESSKEY" in capsys.readouterr().err
+
+
+def test_a_day_of_which_nothing_is_billed_yet(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tomorrow = (datetime.now(UTC).astimezone(BEIJING) + timedelta(days=1)).date().isoformat()
+    assert reconcile.main(["--day", tomorrow]) == 1
+    assert f"nothing of {tomorrow} can be billed yet" in capsys.readouterr().err
 
 
 def test_without_the_sdk_it_says_what_to_install(
