@@ -330,7 +330,6 @@ def read_claims(
         label_malformed="sensitivity" in claims and floor is None,
         slo=slo,
         budgets=(*budgets, *_labels(claims)),
-        expires_at_s=float(claims.get("exp", 0.0)),
     )
 
 

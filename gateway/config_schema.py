@@ -262,7 +262,6 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     local_without_books:   while Redis is away local requests go on, noted on this machine's disk
                            and booked later; false: nothing is answered without the books. The
                            cloud is never asked without them
-    header_s, body_idle_s: a client that sends slower is cut off
     drain_s:               how long running requests may take after SIGTERM
     """
 
@@ -273,8 +272,6 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     output_tokens_default: Tokens = 1_024
     output_tokens_max: Tokens = 32_768
     local_without_books: bool = False
-    header_s: Seconds = 10.0
-    body_idle_s: Seconds = 15.0
     drain_s: Seconds = 60.0
     local: LocalTimeouts = LocalTimeouts()
     cloud: CloudTimeouts = CloudTimeouts()

@@ -68,8 +68,6 @@ def of_refusal(refusal: Refusal) -> GatewayError:
     match refusal.reason:
         case Reason.MODEL_UNKNOWN:
             return GatewayError(404, "model_not_found", refusal.message, param="model")
-        case Reason.MODEL_FORBIDDEN:
-            return GatewayError(403, "model_not_allowed", refusal.message, param="model")
         case Reason.SIDE_FORBIDDEN:
             return GatewayError(403, "sensitive_pinned", refusal.message, param="model")
         case Reason.UNFIT:

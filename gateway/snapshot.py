@@ -302,7 +302,6 @@ class World:
             in_flight=known.in_flight,
             in_flight_prompt_tokens=known.prompt_tokens,
             in_flight_output_tokens=known.output_tokens,
-            ttft_ewma_ms=known.ttft_ms,
         )
 
     def _cloud(self, model: str, now_s: float) -> CloudState:

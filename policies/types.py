@@ -51,7 +51,6 @@ class Capability(StrEnum):
     """What a request needs beyond plain text."""
 
     VISION = "vision"
-    VIDEO = "video"
     TOOLS = "tools"
     STRUCTURED = "structured"
     LOGPROBS = "logprobs"
@@ -85,7 +84,6 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted"
     NO_CAPACITY = "no_capacity"
     MODEL_UNKNOWN = "model_unknown"
-    MODEL_FORBIDDEN = "model_forbidden"
     SIDE_FORBIDDEN = "side_forbidden"  # cloud/... asked for data that must stay
     UNFIT = "no_target_fits"  # context too long or capability missing everywhere
 
@@ -102,7 +100,6 @@ class Principal(Value, frozen=True, kw_only=True):
     label_malformed: bool = False  # the claim was there and could not be read
     slo: SloClass = SloClass.INTERACTIVE
     budgets: tuple[str, ...] = ()  # further scopes to draw on, kind:name
-    expires_at_s: float = 0.0  # wall clock
 
 
 class Label(Value, frozen=True, kw_only=True):
@@ -177,7 +174,7 @@ class ModelTraits(Value, frozen=True, kw_only=True):
     context_tokens: int
     output_tokens_max: int
     image_factor_px: int = 28  # one token covers a square of this side
-    image_pixels_min: int = 12_544  # a smaller picture is scaled up to this
+    image_pixels_min: int = 6_272  # a smaller picture is scaled up to this
     image_pixels_max: int = 4_816_896  # a larger one is scaled down to this
 
 
@@ -198,7 +195,6 @@ class WorkerState(Value, frozen=True, kw_only=True):
     in_flight_output_tokens: int = 0  # expected, not yet produced
     decode_tokens_per_s: float = 0.0  # of one request; 0: not measured yet
     prefill_tokens_per_s: float = 0.0
-    ttft_ewma_ms: float = 0.0  # peak EWMA seen from here; 0: not measured yet
     engine: str = "yuzui"  # yuzui | vllm | sglang | openai
     kv_used: float = 0.0  # share of its key-value cache that is taken, 0..1
     weight: float = 1.0  # how much it is preferred to others that would be as quick

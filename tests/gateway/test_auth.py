@@ -229,7 +229,6 @@ async def test_what_the_claims_become() -> None:
         budgets=("team:search", "project:x", "label:cost-center=4711", "label:team=vision"),
         sensitivity_floor=Sensitivity.INTERNAL,
         slo=SloClass.BATCH,
-        expires_at_s=NOW + 600,
     )
 
 

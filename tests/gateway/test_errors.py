@@ -18,7 +18,6 @@ def refusal(reason: Reason, wait_s: int | None = None) -> Refusal:
 # reason -> status, code, type, param, retry-after, x-should-retry
 REFUSALS = {
     Reason.MODEL_UNKNOWN: (404, "model_not_found", "invalid_request_error", "model", None, None),
-    Reason.MODEL_FORBIDDEN: (403, "model_not_allowed", "permission_error", "model", None, None),
     Reason.SIDE_FORBIDDEN: (403, "sensitive_pinned", "permission_error", "model", None, None),
     Reason.UNFIT: (400, "unsupported_request", "invalid_request_error", None, None, None),
     Reason.BUDGET_EXHAUSTED: (

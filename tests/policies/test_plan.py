@@ -221,7 +221,7 @@ REASONS: dict[str, Case] = {
 }
 
 # Given to attempts, or before the plan.
-ELSEWHERE = {Reason.FALLBACK, Reason.MODEL_FORBIDDEN}
+ELSEWHERE = {Reason.FALLBACK}
 ELSEWHERE |= {Reason.BUDGET_SOFT}  # test_steer.py
 ELSEWHERE |= {Reason.QUEUE_LATE}  # gateway/waiting.py
 # Repeating these cannot help, whatever becomes of the pool in the next second.

@@ -1,7 +1,5 @@
 """The words of both languages: names of shapes, colours and places, and phrases to ask with."""
 
-from backends.glm.nano.scene import COLOURS, PASTELS
-
 EN, ZH = "en", "zh"
 
 # Canonical name first; people also use the others when they ask.
@@ -32,7 +30,6 @@ COUNT_ZH = ("零", "一", "两", "三")
 PICTURE_EN = ("picture", "image", "picture", "image", "photo", "drawing")
 PICTURE_ZH = ("图里", "图中", "图片里", "图片中", "这张图里", "图像中", "画面中")
 
-ALL_COLOURS = (*COLOURS, *PASTELS)
 
 # {the}: the thing asked about with its article ("the circle"); {them}: plural; {one}: without
 # article; {look}: a colour; {side}: a place; {pic}: picture, image, ...
