@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 from multidict import CIMultiDictProxy
@@ -46,9 +46,12 @@ def facts_of(
     that the token does not allow."""
     chat, config = asked.chat, gateway.config
     side, model = _side(chat.model)
-    route = gateway.rules.routes.get(model)
+    base, adapter = adapter_of(model, gateway.rules.routes)
+    route = gateway.rules.routes.get(base)
     name = route.name if route is not None else model
-    if principal.models and name not in principal.models and model not in principal.models:
+    # What an adapter has learned is its owner's: a token that names models must name it, too.
+    full = f"{name}:{adapter}" if adapter else name
+    if principal.models and full not in principal.models and model not in principal.models:
         text = f"this token allows the models {', '.join(principal.models)}, not {model!r}"
         raise GatewayError(403, "model_not_allowed", text, param="model")
     pictures = [part.image_url for part in _parts(chat) if isinstance(part, ImagePart)]
@@ -79,6 +82,7 @@ def facts_of(
         tenant=principal.tenant,
         scopes=(*scopes_of(principal), *labels_of(asked.metadata, config.budgets.metadata_labels)),
         model=name,
+        adapter=adapter,
         side=side,
         label=label,
         needs=_needs(chat),
@@ -99,6 +103,12 @@ def facts_of(
         prefixes=prefixes,
         pictures=seen,
     )
+
+
+def adapter_of(model: str, routes: Container[str]) -> tuple[str, str]:
+    """`BASE:NAME` asks for an adapter, if BASE is a public name; a public name may have a colon."""
+    base, _, adapter = model.rpartition(":")
+    return (base, adapter) if model not in routes and adapter and base in routes else (model, "")
 
 
 def scopes_of(principal: Principal) -> tuple[str, ...]:

@@ -118,14 +118,14 @@ class Gateway:
             _log.info("price_card", version=self._rules.prices.version)
         return self._rules
 
-    def backend(self, attempt: Attempt) -> tuple[Backend, str]:
-        """Who carries an attempt, and the model's name there."""
+    def backend(self, attempt: Attempt, adapter: str = "") -> tuple[Backend, str]:
+        """Who carries an attempt, and the model's or its adapter's name there."""
         if attempt.site is Site.CLOUD:
             if self._ark is None:
                 raise LookupError("a cloud attempt was planned while the cloud is off")
             return self._ark, attempt.target
         try:
-            return self.pool.backend(attempt.target), self.pool.model(attempt.target)
+            return self.pool.backend(attempt.target), self.pool.model(attempt.target, adapter)
         except KeyError:  # it was found by itself and is gone since the attempt was decided
             raise Failure(Kind.CONNECT, "the worker has left the pool") from None
 

@@ -202,7 +202,7 @@ class _Attempts:
         if attempt.site is Site.CLOUD and not await self._mark_sent(run):
             text = "the reservation had lapsed before the request was sent"
             raise Failure(Kind.BUSY, text, fault=Fault.GATEWAY)
-        backend, model = self._gateway.backend(attempt)
+        backend, model = self._gateway.backend(attempt, self._exchange.facts.adapter)
         here = attempt.site is Site.LOCAL
         return await backend.open(
             Call(

@@ -46,7 +46,9 @@ RETRY_AFTER_S = 1  # a slot falls free within seconds
 
 # What may be otherwise in a moment, and what will not.
 PASSING = frozenset({"full", "draining", "down", "returning", "breaker_open", "rate_limited"})
-_LASTING = frozenset({"unfit", "remote_image", "unpriced", "other_label", "other_tenant"})
+_LASTING = frozenset(
+    {"unfit", "remote_image", "unpriced", "other_label", "other_tenant", "no_adapter"}
+)
 
 
 def plan(
@@ -59,6 +61,9 @@ def plan(
         return _refuse(
             facts, (), Reason.MODEL_UNKNOWN, f"no model {facts.model!r}; known: {known}", None
         )
+    if facts.adapter and not any(facts.adapter in w.adapters for w in snapshot.workers):
+        text = f"no worker has the adapter {facts.adapter!r} of {facts.model!r}"
+        return _refuse(facts, (), Reason.MODEL_UNKNOWN, text, None)
     permit = sensitivity.permit(facts)
     here, there = (funds_of(facts, site, snapshot) for site in (Site.LOCAL, Site.CLOUD))
     pool = weigh_workers(facts, route, snapshot, here, rules)

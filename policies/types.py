@@ -132,6 +132,7 @@ class Facts(Value, frozen=True, kw_only=True):
     tenant: str
     scopes: tuple[str, ...]  # budget scopes of the caller, kind:name
     model: str  # public name, without the side prefix
+    adapter: str = ""  # a LoRA adapter on top: only workers that have it can answer
     side: Site | None  # local/... or cloud/... was asked for
     label: Label
     needs: frozenset[Capability] = frozenset()
@@ -201,6 +202,7 @@ class WorkerState(Value, frozen=True, kw_only=True):
     warmth: float = 1.0  # 0..1: below 1 it has only just come, and gets its load little by little
     levels: frozenset[Sensitivity] = frozenset()  # the labels it may see; empty: all
     tenants: frozenset[str] = frozenset()  # whose requests it may see; empty: everybody's
+    adapters: frozenset[str] = frozenset()  # names of the LoRA adapters it has loaded
     up_since_s: float = 0.0  # monotonic clock
     held_tokens: int = 0  # likely in its cache, of the beginning of this request's prompt
     held_pictures: int = 0  # likely seen by it, of this request's pictures

@@ -213,6 +213,8 @@ def _misfit(facts: Facts, worker: WorkerState, route: Route, images: int) -> str
         return "side"
     if route.local != ("*",) and worker.model not in route.local:
         return "other_model"
+    if facts.adapter and facts.adapter not in worker.adapters:
+        return "no_adapter"
     if worker.levels and facts.label.level not in worker.levels:
         return "other_label"
     if worker.tenants and facts.tenant not in worker.tenants:
@@ -272,6 +274,8 @@ def _weigh_cloud(
         return no("label")
     if facts.side is Site.LOCAL:
         return no("side")
+    if facts.adapter:
+        return no("no_adapter")
     images = cloud_image_tokens_max(rules.prices, cloud.model, facts)
     if not _fits(facts, cloud.traits, images):
         return no("unfit")

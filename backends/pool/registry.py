@@ -98,10 +98,14 @@ class Pool:
         """How to ask this worker. Raises KeyError for one that is not in the pool (any more)."""
         return self._workers[worker_id].backend
 
-    def model(self, worker_id: str) -> str:
-        """The name of the model as this worker knows it; empty before its first report. Raises
-        KeyError for one that is not in the pool (any more)."""
-        return self._workers[worker_id].state.model
+    def model(self, worker_id: str, adapter: str = "") -> str:
+        """The name of the model, or of an adapter on it, as this worker knows it; empty before its
+        first report. Raises KeyError for a worker that is not in the pool (any more)."""
+        worker = self._workers[worker_id]
+        if not adapter:
+            return worker.state.model
+        # One that it has lost since is asked for by its usual name, so that the worker refuses it.
+        return worker.adapter_ids.get(adapter, f"{worker.state.model}:{adapter}")
 
     @property
     def size(self) -> int:

@@ -39,6 +39,7 @@ class Report(msgspec.Struct):
     max_model_len: int | None = None
     state: str = "ok"
     image_limits: ImageLimits | None = None
+    adapters: list[str] = []
 
     @property
     def kv_used(self) -> float:
@@ -55,6 +56,7 @@ class Card(msgspec.Struct):
     owned_by: str = ""
     max_model_len: int | None = None
     capabilities: list[str] | None = None
+    parent: str | None = None  # vLLM: of an adapter, the model that it stands on
 
 
 class _Cards(msgspec.Struct):
@@ -87,6 +89,13 @@ def maybe(decoder: msgspec.json.Decoder[T], data: bytes, otherwise: T) -> T:
 
 def nonsense() -> Failure:
     return Failure(Kind.BROKEN, "the worker answered a probe with something else")
+
+
+def adapters_of(cards: Sequence[Card]) -> dict[str, str]:
+    """Adapter -> the id to ask for. vLLM lists each as a model with a parent, under its bare name
+    or, as SGLang and our worker spell it, behind the model's and a colon."""
+    named = [card for card in cards if card.parent]
+    return {card.id.removeprefix(f"{card.parent}:"): card.id for card in named}
 
 
 def capabilities_of(names: Sequence[str]) -> frozenset[Capability]:

@@ -21,6 +21,7 @@ from backends.pool.reports import (
     Card,
     Report,
     Status,
+    adapters_of,
     capabilities_of,
     maybe,
     nonsense,
@@ -73,6 +74,7 @@ class Worker:
         )
         self.seen_s = float("-inf")
         self.card = Card(id="")
+        self.adapter_ids: dict[str, str] = {}
         self.card_of: tuple[str, int] | None = None  # the process that the card was read from
         self._slots = member.slots
         self._pace = Totals()
@@ -116,7 +118,8 @@ class Worker:
         cards = read(CARDS, body).data
         if not cards:
             raise nonsense()
-        self.card = cards[0]
+        self.card = next((card for card in cards if not card.parent), cards[0])
+        self.adapter_ids = adapters_of(cards)
 
     async def drains(self) -> bool:
         """Whether an engine that is not ours says that it is about to stop; False: it is well.
@@ -177,6 +180,7 @@ class Worker:
             traits=traits,
             health=health,
             engine="yuzui",
+            adapters=frozenset(report.adapters),
             slots=max(1, report.slots),
             running=max(0, report.running),
             waiting=max(0, report.waiting),
@@ -204,6 +208,7 @@ class Worker:
             traits=traits,
             health=Health.UP,
             engine=self.engine,
+            adapters=frozenset(self.adapter_ids),
             slots=self._slots or OTHER_SLOTS,
             running=load.running,
             waiting=load.waiting,

@@ -43,6 +43,7 @@ class Engine:
         self.metrics = metrics
         self.healthy = True
         self.url = ""
+        self.adapters: tuple[str, ...] = ()  # listed as vLLM does: by their bare names, a parent
         self.asked: list[dict[str, Any]] = []
         self.tokens = 0
         self._runner: web.AppRunner | None = None
@@ -74,7 +75,8 @@ class Engine:
         if (refused := self._keyless(request)) is not None:
             return refused
         model = {"id": MODEL, "object": "model", "owned_by": self.name, "max_model_len": CONTEXT}
-        return web.json_response({"object": "list", "data": [model]})
+        more = [{**model, "id": name, "parent": MODEL} for name in self.adapters]
+        return web.json_response({"object": "list", "data": [model, *more]})
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
@@ -157,7 +159,7 @@ class Engine:
     def problem(self, body: dict[str, Any]) -> tuple[int, str, str, str | None] | None:
         """Status, type, text and field of what is wrong with a request."""
         asked = len(json.dumps(body["messages"])) // 4 + (body.get("max_tokens") or 16)
-        if body.get("model") != MODEL:
+        if body.get("model") not in (MODEL, *self.adapters):
             return 404, "NotFoundError", f"The model `{body.get('model')}` does not exist.", None
         if asked > CONTEXT:
             return self.too_long(asked)

@@ -12,7 +12,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from PIL import Image
 
 from gateway.errors import GatewayError
-from gateway.facts import DEADLINE_MS_MAX, IMAGES_MAX, facts_of, new_request_id, scopes_of
+from gateway.facts import (
+    DEADLINE_MS_MAX,
+    IMAGES_MAX,
+    adapter_of,
+    facts_of,
+    new_request_id,
+    scopes_of,
+)
 from gateway.wire.chat import ChatDialect
 from policies import tokens
 from policies.sensitivity import LabelRules
@@ -95,6 +102,33 @@ def seen(*urls: str, text: str = "") -> list[dict[str, Any]]:
 def test_a_side_may_stand_before_the_name(model: str, name: str, side: Site | None) -> None:
     found = facts(model=model)
     assert (found.model, found.side) == (name, side)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "adapter"),
+    [
+        ("glm:faq", "glm", "faq"),
+        ("local/glm-latest:faq", "glm", "faq"),
+        ("glm:", "glm:", ""),
+        ("nobody:faq", "nobody:faq", ""),
+        ("glm:a:b", "glm:a:b", ""),
+    ],
+)
+def test_an_adapter_may_stand_behind_the_name(model: str, name: str, adapter: str) -> None:
+    found = facts(model=model)
+    assert (found.model, found.adapter) == (name, adapter)
+
+
+def test_a_public_name_with_a_colon_is_that_name() -> None:
+    assert adapter_of("glm:9b", {"glm", "glm:9b"}) == ("glm:9b", "")
+    assert adapter_of("glm:9b:faq", {"glm", "glm:9b"}) == ("glm:9b", "faq")
+
+
+def test_a_token_that_names_models_must_name_the_adapter_too() -> None:
+    assert refused(model="glm:faq", who=principal(models=("glm",))).code == "model_not_allowed"
+    for allowed in ("glm:faq", "glm-latest:faq"):
+        found = facts(model="glm-latest:faq", who=principal(models=(allowed,)))
+        assert found.adapter == "faq"
 
 
 @pytest.mark.parametrize("allowed", [(), ("glm",), ("glm-latest", "x")])

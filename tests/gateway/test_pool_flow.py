@@ -141,3 +141,24 @@ async def test_a_conversation_stays_with_the_worker_that_has_read_it(books_url: 
             for n in range(12)
         }
         assert len(others) > 1  # the positive control: others go elsewhere
+
+
+async def test_an_adapter_is_asked_of_the_worker_that_has_it(books_url: str) -> None:
+    async with conforming.Vllm() as one, conforming.Vllm() as other:
+        other.adapters = ("shop-faq",)
+        named = [{"url": one.url, "name": "a"}, {"url": other.url, "name": "b"}]
+        async with rig(books_url, workers=[], cloud=True, settings=pool(*named)) as house:
+            await up(house, 2)
+            for _ in range(6):
+                answer = await house.ask(model="glm-4.6v:shop-faq")
+                assert (answer.status, answer.header("route")) == (200, "local:b")
+            assert {body["model"] for body in other.asked} == {"shop-faq"}
+            assert one.asked == []
+            # It never goes to the cloud, where nobody has it, and one that nobody has is unknown.
+            assert (await house.ask(model="cloud/glm-4.6v:shop-faq")).status >= 400
+            unknown = await house.ask(model="glm-4.6v:other")
+            assert (unknown.status, unknown.code) == (404, "model_not_found")
+            assert (
+                "no worker has the adapter 'other' of 'glm-4.6v'"
+                in unknown.json["error"]["message"]
+            )

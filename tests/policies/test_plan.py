@@ -411,6 +411,29 @@ def test_an_unknown_model_is_told_the_known_ones() -> None:
     assert found.message == "no model 'gpt-9'; known: glm, glm-latest"
 
 
+def test_an_adapter_is_for_the_workers_that_have_it() -> None:
+    asked = facts(adapter="faq", label=label(PUBLIC))
+    with_it = worker("w2", adapters=frozenset({"faq", "x"}))
+    found = decide(asked, snapshot(worker("w1"), with_it, clouds=(cloud("big"),)))
+    assert isinstance(found, Plan)
+    assert {attempt.target for attempt in found.attempts} == {"w2"}
+
+
+def test_an_adapter_that_no_worker_has_is_an_unknown_model() -> None:
+    for workers in ([], [worker(adapters=frozenset({"x"}))]):
+        found = decide(facts(adapter="faq"), snapshot(*workers, clouds=(cloud("big"),)))
+        assert isinstance(found, Refusal)
+        assert found.reason is Reason.MODEL_UNKNOWN
+        assert found.message == "no worker has the adapter 'faq' of 'glm'"
+
+
+def test_an_adapter_whose_workers_are_away_is_not_unknown() -> None:
+    away = worker(adapters=frozenset({"faq"}), health=Health.DOWN)
+    found = decide(facts(adapter="faq"), snapshot(away, worker("w2"), clouds=(cloud("big"),)))
+    assert isinstance(found, Refusal)
+    assert found.reason is not Reason.MODEL_UNKNOWN
+
+
 # ------------------------------------------------------------------ properties
 
 CAPABILITIES = st.sampled_from([TRAITS, BLIND])

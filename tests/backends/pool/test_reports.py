@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from backends.base import Failure, Kind
-from backends.pool.reports import REPORT, Report, capabilities_of, maybe, read
+from backends.pool.reports import (
+    REPORT,
+    Card,
+    Report,
+    adapters_of,
+    capabilities_of,
+    maybe,
+    read,
+)
 from policies.types import Capability
 
 
@@ -28,3 +36,12 @@ def test_use_of_the_cache() -> None:
 
 def test_capabilities_that_nobody_knows_are_left_out() -> None:
     assert capabilities_of(["vision", "telepathy"]) == {Capability.VISION}
+
+
+def test_adapters_are_models_with_a_parent() -> None:
+    cards = [
+        Card(id="glm"),
+        Card(id="faq", parent="glm"),  # vLLM
+        Card(id="glm:shop", parent="glm"),  # SGLang and our worker
+    ]
+    assert adapters_of(cards) == {"faq": "faq", "shop": "glm:shop"}
