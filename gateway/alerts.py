@@ -32,7 +32,10 @@ _log = structlog.get_logger("yuzui.alerts")
 TRIES = 5
 BACKOFF_S = 1.0  # doubled after each try
 CLAIM_S = 120.0  # longer than all tries together take
-REMEMBER_S = 40 * 86_400  # a told crossing: longer than the longest period
+REMEMBER_S = 40 * 86_400.0  # what was told and is about no budget
+FOREVER_S = 10 * 366 * 86_400.0  # a told crossing of a budget whose period never ends
+AFTER_S = 86_400.0  # and so long after its end one whose period does
+TOLD_MAX = 10_000  # that this process need not ask about; beyond it asks again
 ANSWER_BYTES_MAX = 4_096
 _LIMITS = Timeouts(connect_s=2.0, first_s=5.0, idle_s=5.0, total_s=10.0)
 
@@ -76,13 +79,17 @@ class Alerts:
     async def _claimed(self, alert: Alert) -> bool:
         mine = await self._ledger.claim_alert(alert.key, CLAIM_S)
         if mine is None:  # somebody has told it for good
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
             self._told.add(alert.key)
         return bool(mine)
 
     def _tell(self, alert: Alert, budget: Budget, now_s: float) -> None:
         self.counts[alert.kind.value] += 1
         _log.warning("budget_alert", kind=alert.kind.value, scope=budget.scope, text=alert.text)
-        self._later(self._deliver(alert.key, _message(alert, budget, now_s)))
+        ends_s = budget.resets_at_s
+        remember_s = FOREVER_S if ends_s is None else max(0.0, ends_s - now_s) + AFTER_S
+        self._later(self._deliver(alert.key, _message(alert, budget, now_s), remember_s))
 
     async def notice(self, key: str, kind: str, text: str, **figures: object) -> None:
         """Tells something that is about no budget, once for its key among all gateways. Whoever
@@ -98,13 +105,13 @@ class Alerts:
         message = msgspec.json.encode({"id": name, "kind": kind, "text": text, **figures})
         await self._deliver(key, message)
 
-    async def _deliver(self, key: str, message: bytes) -> None:
+    async def _deliver(self, key: str, message: bytes, remember_s: float = REMEMBER_S) -> None:
         if self._url is not None and not await self._posted(self._url, message):
             self.counts["webhook_failed"] += 1
             _log.error("alert_webhook_failed", scope=key)
             return  # the claim runs out, and somebody tries again
         try:
-            await self._ledger.alert_told(key, REMEMBER_S)
+            await self._ledger.alert_told(key, remember_s)
         except LedgerUnavailable:
             return  # told twice rather than never
 

@@ -198,13 +198,21 @@ class Exchange:
         self._log_line(row)
 
     async def _post(self, run: Run, row: Row) -> int:
-        if run.spooled and self._gateway.spool is not None:
-            return self._gateway.spool.end(run.hold_id, row)
+        if run.spooled:
+            return self._spool_end(run, row)
         try:
             return (await self._gateway.ledger.settle(run.hold_id, row)).posted_nano
         except LedgerUnavailable:
             self._gateway.later(self._settle_again(run.hold_id, row))
             return posted_of(row.posted_nano, run.attempt.hold_nano)
+
+    def _spool_end(self, run: Run, row: Row | None) -> int:
+        assert self._gateway.spool is not None  # or it could not have begun there
+        try:
+            return self._gateway.spool.end(run.hold_id, row)
+        except OSError as error:  # a full disk: what has begun there is booked in full later
+            _log.error("spool_failed", hold_id=run.hold_id, why=str(error))
+            return run.attempt.hold_nano
 
     def _learn(self, run: Run) -> None:
         """How long this answer was is a hint on the next one."""
@@ -235,8 +243,8 @@ class Exchange:
 
     async def give_back(self, run: Run) -> None:
         """Voids a hold that certainly was not billed. The ledger repeats it if Redis is away."""
-        if run.spooled and self._gateway.spool is not None:
-            self._gateway.spool.end(run.hold_id, None)
+        if run.spooled:
+            self._spool_end(run, None)
             return
         with suppress(LedgerUnavailable):
             await self._gateway.ledger.void(run.hold_id)

@@ -215,7 +215,7 @@ class _Attempts:
                 stream=self._exchange.facts.stream,
                 permit=attempt.permit,
                 cache_salt=self._exchange.cache_salt if here else None,
-                priority=_PRIORITY[self._exchange.facts.slo] if here else None,
+                priority=_PRIORITY[attempt.slo or self._exchange.facts.slo] if here else None,
             )
         )
 

@@ -208,7 +208,10 @@ async def _latency(size: Size, report: Report) -> None:
     found = await traffic.latency(size.latency_rate, size.latency_s)
     report.figures["hold_settle_ms"] = found
     report.figures["hold_settle_p99_ms"] = found["p99"]
-    say(f"latency: hold and settlement p50 {found['p50']} ms, p99 {found['p99']} ms")
+    say(
+        f"latency: hold and settlement p50 {found['p50']} ms, p99 {found['p99']} ms; two bare "
+        f"round trips p50 {found['bare_p50']} ms, p99 {found['bare_p99']} ms"
+    )
 
 
 def parts(size: Size, seed: int, processes: int, report: Report) -> dict[str, Callable[[], None]]:
