@@ -21,9 +21,10 @@ from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
 from gateway.gateway import Gateway
 from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable, Reserved
-from gateway.record import Exchange, Run
+from gateway.record import Exchange
 from gateway.relay import Relay
 from gateway.rows import Outcome, Row
+from gateway.run import Run
 from gateway.spool import SpoolFull
 from gateway.tasks import spawn
 from gateway.topup import TopUp

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from gateway.ledger import Exhausted, HoldClosed, Ledger, LedgerUnavailable, Reserved
-from gateway.record import Run
+from gateway.run import Run
 from gateway.tasks import spawn
 from policies.topup import cut_in_ms, grown_nano, grows_in_ms
 from policies.weigh import Rules, slot_ms_of

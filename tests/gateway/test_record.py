@@ -16,8 +16,9 @@ from gateway.drift import DriftWatch
 from gateway.errors import GatewayError
 from gateway.history import History
 from gateway.ledger import Exhausted, LedgerUnavailable, Settled
-from gateway.record import Exchange, Run, cny
+from gateway.record import Exchange, cny
 from gateway.rows import Outcome, Row, RowState
+from gateway.run import Run
 from gateway.wire.base import Asked
 from policies.budget import Period, posted_of
 from policies.exchange import Event
