@@ -166,9 +166,10 @@ class _Admin:
         """Books corrections, each once. What is corrected is read from the ledger, so that nobody
         can have a row corrected that is not there or is not open; such a one is answered `gone`."""
         asked = await read_json(request, list[Row])
+        known = await self._unreconciled(asked)
         done = []
         for correction in asked:
-            original = await self._unreconciled(correction)
+            original = known.get(correction.hold_id)
             if original is None:
                 done.append({"hold_id": correction.hold_id, "gone": True})
                 continue
@@ -186,12 +187,18 @@ class _Admin:
             done.append({"hold_id": correction.hold_id, **msgspec.structs.asdict(found)})
         return answer_json(done)
 
-    async def _unreconciled(self, correction: Row) -> Row | None:
-        at_ms = correction.at_ms
-        async for row in self._gateway.ledger.rows(since_ms=at_ms, until_ms=at_ms + 1):
-            if row.hold_id == correction.hold_id and row.state == RowState.UNRECONCILED:
-                return row
-        return None
+    async def _unreconciled(self, asked: list[Row]) -> dict[str, Row]:
+        """The open rows that these would correct, found in one reading."""
+        if not asked:
+            return {}
+        arrivals = [row.at_ms for row in asked]
+        wanted = {row.hold_id for row in asked}
+        rows = self._gateway.ledger.rows(since_ms=min(arrivals), until_ms=max(arrivals) + 1)
+        return {
+            row.hold_id: row
+            async for row in rows
+            if row.hold_id in wanted and row.state == RowState.UNRECONCILED
+        }
 
     async def till(self, _: web.Request) -> web.Response:
         return answer_json(await self._gateway.ledger.till())

@@ -28,6 +28,9 @@ from backends.ark.emulator.settings import BillFaults, Billing
 from backends.ark.models import base_name
 
 BEIJING = timezone(timedelta(hours=8))
+# More than two months of five minutes. The oldest are forgotten, so that an emulator that runs for
+# long does not grow.
+PERIODS_MAX = 18_000
 _SIX = Decimal("0.000001")
 _TWO = Decimal("0.01")
 
@@ -109,6 +112,11 @@ class Bill:
             tokens = self._periods.setdefault(start_s, {}).setdefault(item, {})
             tokens[endpoint] = tokens.get(endpoint, 0) + line.tokens
         self._count += 1
+        if len(self._periods) > PERIODS_MAX:
+            oldest_s = min(self._periods)
+            del self._periods[oldest_s]
+            for key in [key for key in self._used if key[0] < oldest_s - 3600]:
+                del self._used[key]
         hour_s = int(row.ended_s // 3600) * 3600
         used = self._used.setdefault(
             (hour_s, model, endpoint), Used(start_s=hour_s, model=model, endpoint=endpoint)

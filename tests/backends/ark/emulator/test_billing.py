@@ -148,6 +148,13 @@ def test_the_hour_of_the_end_counts(hours: str, at: str, amount: str) -> None:
     assert str(found.amount) == amount
 
 
+def test_the_oldest_periods_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.ark.emulator.billing.PERIODS_MAX", 3)
+    rows = [charged(ended_s=NOON_S + 300 * i, completion_tokens=0) for i in (1, 0, 2, 3, 4)]
+    found = bill(*rows, clock=late()).details(*ALWAYS)
+    assert [d.item.start_s - NOON_S for d in found] == [600, 900, 1_200]
+
+
 # ---- a bill that is wrong
 
 
