@@ -17,9 +17,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from backends.glm.deltas import Delta
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
@@ -27,7 +25,6 @@ from backends.glm.events import (
     ABORTED,
     Event,
     Failed,
-    Finished,
     FinishReason,
     Job,
     Progress,
@@ -35,25 +32,10 @@ from backends.glm.events import (
 )
 from backends.glm.model import Runner
 from backends.glm.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys
+from backends.glm.runs import Run
 from backends.glm.scheduler import Entry, Scheduler
 from backends.glm.speeds import EngineLoad, Speeds
 from backends.glm.types import Drawn
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    """A submitted job on its way. Times are seconds of the engine's clock."""
-
-    ticket: Ticket
-    job: Job
-    entry: Entry
-    keys: list[bytes]
-    answer: list[int] = field(default_factory=list)
-    cached_tokens: int = 0
-    failure: Exception | None = None
-    generation: Any = None
-    started_s: float = 0.0
-    first_s: float = 0.0
 
 
 class Engine:
@@ -76,13 +58,14 @@ class Engine:
         self._queue_limit = queue_limit
         self._index = PrefixIndex(kept_blocks)
         self._prompt_tokens = self._cached_tokens = 0
+        self._reading_s = 0.0  # since when prompts are being read
         self._news = False  # something happened that may change what the next step is
         self._on_change = on_change
         self._clock = clock
         self._wake = threading.Condition()
         self._order = itertools.count()
         self._waiting: set[Ticket] = set()
-        self._runs: dict[Hashable, _Run] = {}
+        self._runs: dict[Hashable, Run] = {}
         self._draining = self._stopping = False
         self._speeds = Speeds()
         self._thread = threading.Thread(target=self._loop, name="glm-engine", daemon=True)
@@ -156,7 +139,7 @@ class Engine:
                     retry_after_s=self._speeds.retry_after_s(ahead, self._scheduler.slots),
                 )
             if not ticket.aborted:
-                self._runs[ticket] = _Run(ticket, job, entry, keys)
+                self._runs[ticket] = Run(ticket, job, entry, keys)
                 self._scheduler.add(entry)
                 self._tell_news_locked()
                 return
@@ -209,7 +192,7 @@ class Engine:
         self._news = True
         self._wake.notify()
 
-    def _abort_locked(self, ticket: Ticket) -> list[_Run]:
+    def _abort_locked(self, ticket: Ticket) -> list[Run]:
         """One that runs is closed by the engine's thread; any other is over now, and returned if
         it is to be told so."""
         ticket.aborted = True
@@ -247,21 +230,23 @@ class Engine:
             if work:
                 self._advance(work)
 
-    def _close_given_up_locked(self) -> list[tuple[_Run, Event]]:
+    def _close_given_up_locked(self) -> list[tuple[Run, Event]]:
         """Those whose callers have left, and those whose pictures cannot be encoded."""
-        closed: list[tuple[_Run, Event]] = []
+        closed: list[tuple[Run, Event]] = []
         for run in list(self._runs.values()):
             if run.ticket.aborted or run.failure is not None:
                 self._end_locked(run)
                 closed.append((run, ABORTED if run.failure is None else Failed.by(run.failure)))
         return closed
 
-    def _start_locked(self) -> list[tuple[_Run, list[int]]]:
+    def _start_locked(self) -> list[tuple[Run, list[int]]]:
         """Who starts now, and the kept blocks that are the beginning of its prompt."""
         started = []
         while (entry := self._scheduler.start(self._better_later)) is not None:
             run = self._runs[entry.key]
             run.started_s = self._clock()
+            if all(other is entry or other.decoding for other in self._scheduler.running):
+                self._reading_s = run.started_s
             self._waiting.discard(run.ticket)
             # One token has to be read at least, because its logits are wanted.
             blocks = self._index.match(run.keys[: (entry.prompt_tokens - 1) // BLOCK])
@@ -278,19 +263,19 @@ class Engine:
         reading = [r.keys for r in inside if r.entry.running and not r.entry.decoding]
         return self._index.soon(self._runs[entry.key].keys, reading) >= SHARED_BLOCKS_MIN
 
-    def _keep_locked(self, run: _Run, keys: list[bytes]) -> None:
+    def _keep_locked(self, run: Run, keys: list[bytes]) -> None:
         blocks = self._index.keep(keys)
         if blocks:
             self._runner.keep(run.generation, blocks)
 
-    def _end_locked(self, run: _Run) -> None:
+    def _end_locked(self, run: Run) -> None:
         if run.generation is not None:
             self._runner.close(run.generation)
         self._scheduler.remove(run.entry)
         del self._runs[run.ticket]
         run.ticket.live = False
 
-    def _open(self, run: _Run, blocks: list[int]) -> None:
+    def _open(self, run: Run, blocks: list[int]) -> None:
         run.entry.ready = False
         try:
             opened = self._runner.open(
@@ -303,18 +288,18 @@ class Engine:
         if opened.ready:
             run.entry.ready = True
 
-    def _seen(self, run: _Run, error: Exception | None) -> None:
+    def _seen(self, run: Run, error: Exception | None) -> None:
         with self._wake:
             run.entry.ready, run.failure = True, error
             self._tell_news_locked()
 
-    def _fail(self, run: _Run, error: Exception) -> None:
+    def _fail(self, run: Run, error: Exception) -> None:
         with self._wake:
             self._end_locked(run)
         self._on_change()
         run.job.emit(Failed.by(error))
 
-    def _advance(self, work: list[tuple[_Run, int]]) -> None:
+    def _advance(self, work: list[tuple[Run, int]]) -> None:
         """One step of the batch. When it fails, its members take it one by one, so that only those
         who cannot take it alone either are given up."""
         began_s = self._clock()
@@ -328,10 +313,13 @@ class Engine:
                 self._advance([member])
             return
         now_s = self._clock()
-        told: list[tuple[_Run, Event]] = []
+        told: list[tuple[Run, Event]] = []
         with self._wake:
             decoded = sum(run.entry.decoding for run, _ in work)
             self._speeds.step(decoded=decoded, seconds=now_s - began_s)
+            self._read_locked(
+                [run for (run, _), one in zip(work, drawn, strict=True) if one], now_s
+            )
             for (run, tokens), one in zip(work, drawn, strict=True):
                 self._scheduler.served(run.entry, tokens)
                 event = None if one is None else self._take_locked(run, one, now_s)
@@ -343,7 +331,14 @@ class Engine:
         for run, event in told:
             run.job.emit(event)
 
-    def _take_locked(self, run: _Run, drawn: Drawn, now_s: float) -> Event | None:
+    def _read_locked(self, drawn: list[Run], now_s: float) -> None:
+        """Prompts that are read now took the time since others were, or since they began."""
+        read = [len(r.job.prompt.ids) - r.cached_tokens for r in drawn if not r.answer]
+        if read:
+            self._speeds.prefill.add(sum(read), now_s - self._reading_s)
+            self._reading_s = now_s
+
+    def _take_locked(self, run: Run, drawn: Drawn, now_s: float) -> Event | None:
         """Add a drawn token to its answer. An answer that ends here gives its slot back."""
         job = run.job
         run.answer.append(drawn.token_id)
@@ -363,35 +358,13 @@ class Engine:
                     reason = "length"
             if reason is None:
                 return Progress(deltas=deltas) if deltas else None
-            end = self._finished(
-                run, reason, [*deltas, *job.output.finish(cut=reason == "length")], now_s
-            )
+            deltas += job.output.finish(cut=reason == "length")
+            # The next turn of this talk begins with it. The last token's entry was never computed.
+            self._keep_locked(run, block_keys(job.prompt, job.partition, run.answer[:-1]))
+            self._speeds.requests.add(1, now_s - run.started_s)
+            end = run.finished(reason, deltas, now_s)
         except Exception as error:  # as above
             self._end_locked(run)
             return Failed.by(error)
         self._end_locked(run)
         return end
-
-    def _finished(
-        self, run: _Run, reason: FinishReason, deltas: list[Delta], now_s: float
-    ) -> Finished:
-        job = run.job
-        # The next turn of this talk begins with it. The last token's entry was never computed.
-        self._keep_locked(run, block_keys(job.prompt, job.partition, run.answer[:-1]))
-        read = len(job.prompt.ids) - run.cached_tokens
-        self._speeds.prefill.add(read, run.first_s - run.started_s)
-        self._speeds.requests.add(1, now_s - run.started_s)
-        return Finished(
-            deltas=deltas,
-            reason=reason,
-            completion_tokens=len(run.answer),
-            reasoning_tokens=job.output.reasoning_tokens,
-            queue_ms=_ms(run.started_s - run.ticket.admitted_s),
-            ttft_ms=_ms(run.first_s - run.ticket.admitted_s),
-            slot_ms=_ms(now_s - run.started_s),
-            cached_tokens=run.cached_tokens,
-        )
-
-
-def _ms(seconds: float) -> int:
-    return max(0, round(seconds * 1000))

@@ -18,8 +18,8 @@ import torch
 from backends.glm.types import Picture
 from backends.glm.vision import Encoder
 
-# Patches encoded at once: some pictures of 224 x 224. More would only delay the first of them.
-BATCH_PATCHES = 2048
+# Patches encoded at once: four pictures of 224 x 224. More would only delay the first of them.
+BATCH_PATCHES = 1024
 
 Key = tuple[str, bytes]
 

@@ -56,7 +56,7 @@ class Rate:
 
 @dataclass(slots=True)
 class Speeds:
-    """`prefill`: prompt tokens of a request, from its start to its first token; `decode`: steps, so
+    """`prefill`: prompt tokens of all together, pictures looked at and all; `decode`: steps, so
     tokens of one request while it decodes; `total`: tokens of all requests in those steps;
     `requests`: how many one slot serves."""
 

@@ -419,3 +419,24 @@ def test_a_queue_is_bounded_by_its_tokens_too(bench: Bench) -> None:
         engine.abort(one)
     script.allow(1)
     bench.counts(engine, 0, 0)
+
+
+def test_prompts_read_together_are_measured_together(bench: Bench) -> None:
+    now_s = itertools.count()
+    engine = Engine(
+        Script(b"a", gated=True),
+        scheduler=scheduler(4),
+        queue_limit=9,
+        on_change=lambda: bench.changes.put(None),
+        clock=lambda: float(next(now_s)),
+    )
+    bench.engines.append(engine)
+    inboxes = [Inbox() for _ in range(3)]
+    for inbox in inboxes:
+        engine.submit(engine.admit(), job(inbox, max_tokens=1))
+    engine.start()
+    engine._runner.allow(9)
+    for inbox in inboxes:
+        inbox.last()
+    # Three tickets, three starts at 3, 4 and 5, and one step of 30 tokens from 6 to 7.
+    assert engine.load().prefill_tokens_per_s == round(30 / (7 - 3), 2)
