@@ -1,7 +1,7 @@
 """Does it fit? Asked of config.json and the weights' headers before anything is loaded.
 
-    22.1 GB needed on cuda:0 (weights 20.6, cache 0.3 for 8,192 tokens, working memory 1.2),
-    15.8 GB free: use --quantize int8 (needs 12.5 GB).
+    23.4 GB needed on cuda:0 (weights 20.6, cache 0.3 for 8,192 tokens, working memory 1.8),
+    15.8 GB free: use --quantize int8 (needs 13.5 GB).
 
 Loading 20 GB to find out that they do not fit takes minutes, and the error then names an allocation
 and not a remedy. Pure arithmetic over sizes; GB are 10^9 bytes. What is an estimate says so.

@@ -27,7 +27,7 @@ examples:
   python -m backends.glm --model ./GLM-4.6V-Flash --device cuda:1 --dtype bfloat16 --name gpu1
       a second worker on the second GPU, under its own name
   python -m backends.glm --model ./GLM-4.6V-Flash --quantize int8
-      the same in about 12 GB instead of 22; what does not fit is refused before loading
+      the same in about 13 GB instead of 23; what does not fit is refused before loading
   python -m backends.glm --model ./checkpoint --port 0 --port-file port.txt
       let the system choose a port; it is printed as {"listening": ...} and written to the file
 
