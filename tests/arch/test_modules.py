@@ -13,6 +13,7 @@ from tests.arch.code import ROOT, sources
 # What a process that only serves must not have in memory: torch alone is 200 MB.
 HEAVY = (
     "torch", "transformers", "tokenizers", "numpy", "volcenginesdkarkruntime", "openai",
+    "volcenginesdkcore", "volcenginesdkbilling",
     "pyarrow", "duckdb", "fsspec", "resvg_py",
 )  # fmt: skip
 
@@ -80,7 +81,9 @@ def test_the_gateway_brings_neither_torch_nor_the_vendor_sdk() -> None:
     modules += [
         source.module
         for source in sources("backends")
-        if not source.module.startswith(("backends.glm.", "backends.ark.emulator"))
+        if not source.module.startswith(
+            ("backends.glm.", "backends.ark.emulator", "backends.ark.control")
+        )
     ]
     loaded = {name.split(".")[0] for name in _imports(modules)}
     assert loaded.isdisjoint(HEAVY)
