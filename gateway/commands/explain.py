@@ -78,6 +78,7 @@ def _as_text(decision: dict[str, Any]) -> str:
         lines.append(f"reason    {why['reason']}")
     else:
         lines.append(f"refused   {why['reason']}: {decision['message']}")
+    lines += [f"budget    {note}" for note in why.get("budgets", ())]
     rows = [
         [
             f"{c['site']}:{c['target']}",

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.commands import explain
-from policies.types import Sensitivity
+from policies.types import Sensitivity, SoftLimit, Steer
 from tests.gateway.commands.kit import Admin, alone
-from tests.policies.builders import cloud, decide, facts, full, snapshot, worker
+from tests.policies.builders import budget, cloud, decide, facts, full, snapshot, worker
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,18 @@ def test_a_plan_as_text(
         "local:w1   chosen               70       2070  0.0060301",
         "cloud:big  next                500       2167     0.0102",
     ]
+
+
+def test_budgets_that_steer_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft = (SoftLimit(at_percent=50, steer=Steer.CHEAPER),)
+    near = replace(budget("tenant:acme", limit=10**12, posted=6 * 10**11), soft=soft, period="day")
+    world = snapshot(clouds=(cloud("big"), cloud("small")), budgets=(near,))
+    assert explained(monkeypatch, Admin(decide(facts(), world))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "route     cloud:small"
+    assert lines[3] == ("budget    tenant:acme (day) is at its soft limit, 60 % used: cheaper")
 
 
 def test_a_refusal_as_text(
