@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # For bench-gateway, demo and the like: make bench-gateway ARGS="--seconds 5"
 ARGS ?=
 
-.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget proof-pool proof-reconcile replay nano lock clean
+.PHONY: help up demo test lint format bench-gateway bench-engine soak-engine proof-budget proof-archive proof-pool proof-reconcile replay nano lock clean
 
 help: ## this text
 	@echo 'Yuzui: one OpenAI-compatible address before your own GLM-4.6V workers and Volcano Engine Ark.'
@@ -68,6 +68,9 @@ proof-reconcile: $(STAMP) ## a synthetic month against its bill, with one item i
 	@exec $(BIN)/python -m tests.bench.reconcile $(ARGS)
 proof-pool: $(STAMP) ## that a killed or hanging worker takes no request with it (ARGS=--quick, --nano)
 	@exec $(BIN)/python -m tests.proof.pool $(ARGS)
+
+proof-archive: $(STAMP) ## that no ledger row is lost or doubled on its way to the archive (5 minutes)
+	@exec $(BIN)/python -m tests.proof.archive $(ARGS)
 
 replay: $(STAMP) ## a recorded trace through the whole gateway; the books' report of it, and the page for the CFO
 	@exec $(BIN)/python -m tests.bench.replay $(ARGS)
