@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SLOTS_CPU, SLOTS_CUDA = 32, 64  # a step of so many costs little more than one of a few
 # Of what is free once the weights are loaded. A CPU's memory belongs to others as well.
 SHARE_CPU, SHARE_CUDA = 0.25, 0.80
+# Left aside on a GPU for a pass itself: the largest picture of a 9B, 24,576 patches, takes 1.3 GB
+# by the widths of its matrices (not measured: no GPU was at hand). Never more than half.
+PASS_BYTES = 2 * 1024**3
 # Remembered beside the entries of running requests, as shares of those: prompts, and features of
 # pictures (a picture's features are smaller than its entries in the cache of most models).
 KEPT_SHARE, KEPT_PICTURES_SHARE = 1 / 8, 1 / 32
@@ -62,8 +65,10 @@ def capacity(
     slots = asked.slots or (SLOTS_CUDA if cuda else SLOTS_CPU)
     tokens = asked.kv_tokens
     if not tokens:
-        share = SHARE_CUDA if cuda else SHARE_CPU
-        tokens = max(slots, int(free_bytes * share) // token_bytes)
+        room = free_bytes * SHARE_CPU
+        if cuda:
+            room = max(free_bytes - PASS_BYTES, free_bytes / 2) * SHARE_CUDA
+        tokens = max(slots, int(room) // token_bytes)
     row_tokens = max(1, min(max_model_len, tokens // slots))
     kept = asked.kept_tokens
     if kept is None:
