@@ -129,6 +129,12 @@ class Gateway:
         except KeyError:  # it was found by itself and is gone since the attempt was decided
             raise Failure(Kind.CONNECT, "the worker has left the pool") from None
 
+    def adapters(self, name: str) -> list[str]:
+        """LoRA adapters that a worker behind this public name has loaded now."""
+        local = self.rules.routes[name].local
+        workers = [w for w in self.pool.states() if local == ("*",) or w.model in local]
+        return sorted({adapter for worker in workers for adapter in worker.adapters})
+
     def later(self, coro: Coroutine[Any, Any, None]) -> None:
         """Runs work that outlives its request; the end of the process waits for it."""
         task = spawn(coro, name="later")

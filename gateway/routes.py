@@ -98,10 +98,12 @@ def _error(error: GatewayError) -> web.Response:
 
 
 def _models(gateway: Gateway) -> list[dict[str, object]]:
-    """Public names first, then the same with a side in front."""
+    """Public names first, then the same with a side in front, then adapters that workers have."""
     names = sorted(gateway.rules.routes)
     sided = [f"{site.value}/{name}" for site in Site for name in names if gateway.has(site, name)]
-    return [{"id": name, "object": "model", "owned_by": "yuzui"} for name in [*names, *sided]]
+    adapted = [f"{name}:{adapter}" for name in names for adapter in gateway.adapters(name)]
+    listed = [*names, *sided, *adapted]
+    return [{"id": name, "object": "model", "owned_by": "yuzui"} for name in listed]
 
 
 def _json(status: int, value: object) -> web.Response:

@@ -153,6 +153,9 @@ async def test_an_adapter_is_asked_of_the_worker_that_has_it(books_url: str) -> 
                 answer = await house.ask(model="glm-4.6v:shop-faq")
                 assert (answer.status, answer.header("route")) == (200, "local:b")
             assert {body["model"] for body in other.asked} == {"shop-faq"}
+            async with house.http.get(house.url + "/v1/models", headers=house.headers()) as reply:
+                listed = {model["id"] for model in (await reply.json())["data"]}
+            assert {"glm-4.6v", "glm-4.6v:shop-faq"} <= listed
             assert one.asked == []
             # It never goes to the cloud, where nobody has it, and one that nobody has is unknown.
             assert (await house.ask(model="cloud/glm-4.6v:shop-faq")).status >= 400

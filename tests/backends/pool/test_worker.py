@@ -10,6 +10,7 @@ import pytest
 
 from backends.egress import Egress
 from backends.pool import Member, Pool
+from backends.pool.reports import Report
 from backends.pool.worker import OTHER_CAPABILITIES, OTHER_SLOTS, Worker
 from policies.types import Capability, Health, Sensitivity
 from tests.backends import conforming
@@ -119,3 +120,23 @@ async def test_a_worker_that_nobody_has_heard_of() -> None:
         Health.DOWN,
         "openai",
     )
+
+
+def test_our_worker_reports_its_adapters() -> None:
+    worker = Worker(Member(name="w", url="http://127.0.0.1:1"), Egress(allowed=[]))
+    report = Report(engine="yuzui", model="glm", adapters=["faq"])
+    assert worker.of_report(report).adapters == {"faq"}
+    assert worker.of_report(Report(engine="yuzui", model="glm")).adapters == frozenset()
+
+
+async def test_an_adapter_is_asked_for_by_the_name_it_has_there() -> None:
+    async with conforming.Vllm() as engine:
+        engine.adapters = ("faq",)
+        async with following([engine.url]) as pool:
+            assert await pool.wait_ready(20)
+            assert pool.states()[0].adapters == {"faq"}
+            assert pool.states()[0].model == pool.model("w1") == conforming.MODEL
+            assert pool.model("w1", "faq") == "faq"
+            assert pool.model("w1", "gone") == f"{conforming.MODEL}:gone"
+            engine.adapters = ()  # unloaded: the next look says so
+            await until(lambda: not pool.states()[0].adapters)
