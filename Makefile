@@ -66,6 +66,7 @@ proof-budget: $(STAMP) ## that no budget is overspent and no hold leaks (an hour
 
 proof-reconcile: $(STAMP) ## a synthetic month against its bill, with one item in a hundred wrong
 	@exec $(BIN)/python -m tests.bench.reconcile $(ARGS)
+
 proof-pool: $(STAMP) ## that a killed or hanging worker takes no request with it (ARGS=--quick, --nano)
 	@exec $(BIN)/python -m tests.proof.pool $(ARGS)
 

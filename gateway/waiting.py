@@ -60,7 +60,18 @@ def late_for(left: Iterable[Attempt]) -> list[Attempt]:
 class _Waiter:
     """One request in the line."""
 
-    __slots__ = ("attempt", "avoid", "facts", "fits", "future", "number", "shape", "tag")
+    __slots__ = (
+        "attempt",
+        "avoid",
+        "elsewhere",
+        "facts",
+        "fits",
+        "future",
+        "number",
+        "shape",
+        "tag",
+        "until_s",
+    )
 
     def __init__(
         self,
@@ -75,6 +86,8 @@ class _Waiter:
         self.avoid = avoid
         self.tag, self.number = key
         self.future = future
+        self.until_s = 0.0  # when it gives up; elsewhere: it has another place to go then
+        self.elsewhere = False
         self.fits: frozenset[str] = frozenset()  # workers that could answer it at all
         self.shape: object = None  # of the pool for which that was worked out
 
@@ -169,9 +182,12 @@ class WaitingRoom:
         avoid: frozenset[str],
         key: tuple[float, int],
         until_s: float,
+        *,
+        elsewhere: bool = False,
     ) -> Place:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(facts, attempt, avoid, key, loop.create_future())
+        waiter.until_s, waiter.elsewhere = until_s, elsewhere
         line = self._lines[facts.slo]
         bisect.insort(line, waiter, key=lambda w: w.key)
         self.look()
@@ -206,8 +222,14 @@ class WaitingRoom:
         self._timer = None
         world = self._world.take()
         there = {w.id for w in world.workers if w.health is Health.UP or w.returning}
-        for waiter in [w for line in self._lines.values() for w in line]:
-            if waiter.fits.isdisjoint(there):
+        now_s = self._clock()
+        for ahead, waiter in enumerate([w for line in self._lines.values() for w in line]):
+            vain = waiter.fits.isdisjoint(there)
+            if not vain and waiter.elsewhere:
+                fit = [w for w in world.workers if w.id in waiter.fits]
+                left_ms = 1000.0 * (waiter.until_s - now_s)
+                vain = turns.hopeless(waiter.facts, fit, ahead=ahead, left_ms=left_ms)
+            if vain:
                 self._give_up(waiter)
         self.look()
 
@@ -294,6 +316,8 @@ class Turn:
             self._key = room.key(self._facts)
         until_s = self._arrived_s + room.patience_s(self._facts, attempt, elsewhere)
         try:
-            return await room.wait(self._facts, attempt, avoid, self._key, until_s)
+            return await room.wait(
+                self._facts, attempt, avoid, self._key, until_s, elsewhere=elsewhere is not None
+            )
         finally:
             self.waited_ms += 1000.0 * (room.now_s() - began_s)

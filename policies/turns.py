@@ -11,15 +11,18 @@ concurrency limits give live and batch nine to one).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from policies.types import Attempt, Facts, Site, SloClass, Value
+from policies import latency
+from policies.types import Attempt, Facts, Health, Site, SloClass, Value, WorkerState
 from policies.weigh import Rules
 
 BATCH_EVERY = 10
 # What a prompt token costs beside an output token: a worker reads some fifty times faster than it
 # writes, and what it reads takes memory as well.
 PROMPT_WEIGHT = 0.05
+# A forecast is a forecast: who leaves pays for it elsewhere, so it must be wrong by this much.
+HOPELESS_FACTOR = 2.0
 
 
 class Turns(Value, frozen=True, kw_only=True):
@@ -77,3 +80,22 @@ def patience_ms(
     if facts.deadline_ms is not None:
         return max(0.0, facts.deadline_ms - own_ms)
     return rules.patience_ms[facts.slo]
+
+
+def hopeless(facts: Facts, workers: Sequence[WorkerState], *, ahead: int, left_ms: float) -> bool:
+    """Whether a request with another place to go would wait in vain: its turn is predicted to come
+    far behind its time, as when half of the pool has gone since it came.
+
+    workers: those that fit it.   ahead: how many have their turn before it.   left_ms: its patience
+    """
+    there = [worker for worker in workers if worker.health is Health.UP]
+    if not there:
+        return False  # for those that come back there is a patience of its own
+    slots = sum(worker.slots for worker in there)
+    queued_ms = min(
+        latency.of_worker(
+            worker, facts, facts.prompt_tokens_likely, line_ahead=ahead * worker.slots / slots
+        ).queued_ms
+        for worker in there
+    )
+    return queued_ms > HOPELESS_FACTOR * max(0.0, left_ms)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 from backends.scripted_server import ScriptedServer, ServerOptions
+from gateway.data_dir import DataDir, Running
 from tests.backends import conforming
-from tests.gateway.rig import Rig, rig
+from tests.gateway.rig import ADMIN_TOKEN, Rig, rig
 
 
 def pool(*workers: dict[str, Any], **more: Any) -> dict[str, object]:
@@ -165,3 +170,37 @@ async def test_an_adapter_is_asked_of_the_worker_that_has_it(books_url: str) -> 
                 "no worker has the adapter 'other' of 'glm-4.6v'"
                 in unknown.json["error"]["message"]
             )
+async def test_a_restart_is_asked_for_by_the_admin_port_and_comes_as_a_signal(
+    books_url: str, tmp_path: Path
+) -> None:
+    settings = {"data_dir": str(tmp_path)}
+    async with rig(books_url, settings=settings) as house:
+        await up(house, 1)
+
+        async def ask(*names: str) -> tuple[int, Any]:
+            url = f"{house.admin_url}/admin/workers/restart"
+            headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+            sent = {"names": list(names)}
+            async with house.http.post(url, json=sent, headers=headers) as response:
+                return response.status, await response.json()
+
+        status, refused = await ask()
+        assert (status, refused["error"]["code"]) == (409, "not_supervised")
+        data = DataDir(tmp_path)
+        data.write_running(Running(pid=os.getpid(), url=house.url, admin_url=house.admin_url))
+        worker = {"name": "worker-1", "url": house.workers[0].url, "pid": 1, "state": "running"}
+        data.write_workers(json.dumps([{**worker, "restarts": 0}]).encode())
+        (listed,) = await house.admin("GET", "/admin/workers")
+        assert listed["supervised"]["name"] == "worker-1"
+        came = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
+        try:
+            assert await ask("w1") == (200, {"restarting": ["worker-1"]})
+            await asyncio.wait_for(came.wait(), 20)
+            assert data.asked_restart() == ["worker-1"]
+            assert data.asked_restart() == []  # it is asked for once
+            status, refused = await ask("w7")
+            assert status == 404
+            assert "it runs: worker-1" in refused["error"]["message"]
+        finally:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)

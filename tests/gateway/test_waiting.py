@@ -201,6 +201,21 @@ async def test_a_worker_found_dead_is_waited_for_and_another_is_taken_first() ->
     assert again.attempt.target == "w1"
 
 
+async def test_who_has_another_place_leaves_as_soon_as_its_turn_is_out_of_sight() -> None:
+    """Its patience is a minute; then its pool shrinks to one worker that is busy for hours."""
+    kit = Kit(one_slot("w1", running=1), one_slot("w2", running=1))
+    cloud = replace(local("big"), site=Site.CLOUD, ttft_ms=60_000.0)
+    leaving, staying = kit.ask(elsewhere=cloud), kit.ask()
+    await settle()
+    assert not leaving.done()
+    kit.report(one_slot("w1", running=1, decode_tokens_per_s=0.01))
+    with pytest.raises(NoRoom):
+        await leaving
+    await settle()
+    assert not staying.done()  # it has nowhere else to go
+    staying.cancel()
+
+
 async def test_nobody_waits_for_what_does_not_come_back() -> None:
     kit = Kit(one_slot("w1", running=1))
     waiting = kit.ask()

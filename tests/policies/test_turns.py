@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from policies import turns
 from policies.turns import BATCH_EVERY, Turns
-from policies.types import Attempt, Reason, Site, SloClass
-from tests.policies.builders import facts, rules
+from policies.types import Attempt, Health, Reason, Site, SloClass
+from tests.policies.builders import facts, rules, worker
 
 RULES = replace(rules(), patience_ms={SloClass.INTERACTIVE: 30_000.0, SloClass.BATCH: 90_000.0})
 
@@ -129,3 +129,20 @@ def test_patience(changes: dict[str, int], elsewhere_ms: float | None, expected_
     wanted = float(changes.get("deadline_ms", 2_000))
     here = attempt(ttft_ms=5_070.0, queued_ms=5_000.0)
     assert turns.patience_ms(asked, here, other, wanted, RULES) == expected_ms
+
+
+def test_who_would_wait_in_vain_does_not() -> None:
+    """Eight run, each for some 2 s: the ninth in line has its turn in some 2 s."""
+    taken = worker(running=8)
+    assert not turns.hopeless(facts(), [taken], ahead=8, left_ms=2_000)
+    assert turns.hopeless(facts(), [taken], ahead=8, left_ms=1_000)
+    assert turns.hopeless(facts(), [taken], ahead=80, left_ms=5_000)
+    two = [taken, worker("w2", running=8)]
+    assert not turns.hopeless(facts(), two, ahead=8, left_ms=1_000)
+
+
+def test_a_free_slot_and_a_worker_that_comes_back_leave_hope() -> None:
+    assert not turns.hopeless(facts(), [worker()], ahead=0, left_ms=0)
+    away = worker(health=Health.DOWN, returning=True)
+    assert not turns.hopeless(facts(), [away], ahead=9, left_ms=1)
+    assert not turns.hopeless(facts(), [], ahead=9, left_ms=1)

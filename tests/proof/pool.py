@@ -2,7 +2,8 @@
 
 Real processes: a Valkey, three workers kept running by the supervisor of `yuzui up`, one gateway,
 and callers in a closed loop, half of them streaming. In the middle of the load one worker is killed
-(SIGKILL), later one is stopped (SIGSTOP) until the supervisor kills it for hanging.
+(SIGKILL), later one is stopped (SIGSTOP) until the supervisor kills it for hanging; then all three
+are restarted one after the other.
 
     failed_before      requests that failed and had not begun to stream            must be 0
     false_done         streams that ended with [DONE] and were not whole           must be 0
@@ -77,6 +78,7 @@ class House:
         self.books = RealServer(VALKEY)
         self.said: list[str] = []
         self.workers: list[tuple[Child, str]] = []
+        self.supervised: LocalWorkers | None = None
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.gateway: subprocess.Popen[bytes] | None = None
@@ -131,7 +133,7 @@ async def running(folder: Path, *, nano: bool = False) -> AsyncIterator[House]:
             )  # fmt: skip
             house.workers.append((child, f"http://127.0.0.1:{port}"))
             await child.start()
-        supervised = LocalWorkers(
+        supervised = house.supervised = LocalWorkers(
             house.workers, data=house.data, hang_s=HANG_S, probe=_probe, say=house.said.append
         )
         await _until_well(house)
@@ -267,12 +269,22 @@ async def prove(folder: Path, *, nano: bool, quick: bool) -> dict[str, Any]:
             while stopped.pid == before:  # noqa: ASYNC110 - another process has no event
                 await asyncio.sleep(0.1)
         await _until_up(house, 3)
+        load.phase = "roll"
+        assert house.supervised is not None
+        rolled = await house.supervised.roll()
         load.phase = "after"
         await asyncio.sleep(calm_s / 4)
         load.stop = True
         await asking
         rows = await _rows(house)
-    return _figures(load.answers, rows, out_kill_s, out_stop_s)
+    figures = _figures(load.answers, rows, out_kill_s, out_stop_s)
+    return {**figures, "rolled": rolled, "at_the_roll": _of_phase(load.answers, "roll")}
+
+
+def _of_phase(answers: list[Answered], phase: str) -> str:
+    """How the requests of one phase ended, in words."""
+    hows = Counter(answer.how for answer in answers if answer.phase == phase)
+    return ", ".join(f"{count} {how}" for how, count in sorted(hows.items()))
 
 
 async def _out_of_rotation(house: House, http: aiohttp.ClientSession, worker: str) -> float:

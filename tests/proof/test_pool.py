@@ -14,6 +14,8 @@ async def test_a_worker_that_is_killed_or_hangs_takes_no_request_with_it(tmp_pat
     figures = await prove(tmp_path, nano=False, quick=True)
     assert holds(figures), figures
     assert figures["answered"] > 50
+    assert figures["rolled"]
+    assert set(figures["at_the_roll"].split()[1::2]) == {"ok"}, figures
     assert figures["resent"] > 0  # the positive control: the faults met requests
 
 
