@@ -170,6 +170,8 @@ async def test_an_adapter_is_asked_of_the_worker_that_has_it(books_url: str) -> 
                 "no worker has the adapter 'other' of 'glm-4.6v'"
                 in unknown.json["error"]["message"]
             )
+
+
 async def test_a_restart_is_asked_for_by_the_admin_port_and_comes_as_a_signal(
     books_url: str, tmp_path: Path
 ) -> None:
