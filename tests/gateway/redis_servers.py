@@ -58,6 +58,7 @@ class RealServer:
              "--save", "", "--logfile", self.folder / "log", *self.options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us; we then end the server
         )  # fmt: skip
         until = time.monotonic() + 10
         while time.monotonic() < until:

@@ -24,8 +24,10 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import os
 import queue
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -114,9 +116,16 @@ def say(text: str) -> None:
 
 def _play(size: int, seed: int, binary: str, out: Any) -> None:
     """One process: draws batches and plays them on a server of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells us when to stop
     logging.disable(logging.CRITICAL)
     rng = random.Random(seed)
     server = RealServer(VALKEY if binary == "valkey" else REDIS_6_2)
+
+    def end(*_: object) -> None:  # an exception would be taken for a finding by the drawing
+        server.close()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
 
     async def play(drawn: list[list[Op]]) -> Any:
         async with Player(server.url) as player:
@@ -158,6 +167,15 @@ def sequences(size: int, seed: int, processes: int, report: Report) -> None:
     ]
     for child in children:
         child.start()
+    try:
+        _gather(out, children, size, report)
+    finally:
+        for child in children:
+            child.terminate()
+            child.join(10)
+
+
+def _gather(out: Any, children: list[Any], size: int, report: Report) -> None:
     left, operations, told_s = len(children), 0, time.monotonic()
     while left:
         try:

@@ -207,6 +207,7 @@ class Gateways:
         self._server = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.proof.gateways",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the experiment, which then ends us
         )  # fmt: skip
         self._turn = asyncio.Lock()
         return self
