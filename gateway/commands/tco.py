@@ -32,6 +32,7 @@ from policies.article import Check, checks
 from policies.tco import Study, study
 from policies.tco_parts import Server
 
+MANY = 20_000  # requests whose study takes seconds: then say so
 _EPILOG = """\
 examples
   yuzui tco                                   tables for the terminal
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         traffic, slots = _traffic(args, config)
         context = _context(args, config, slots)
+        if len(traffic.jobs) > MANY:
+            print(f"replaying {len(traffic.jobs):,} requests ...", file=sys.stderr, flush=True)
         made = study(
             traffic.jobs,
             context.server,
