@@ -6,7 +6,7 @@ serve` over HTTP on the same checkpoint, and plain `generate()` on a left-padded
 Same number type, same number of threads. All three processes are up and warm; while one is measured
 the other two are stopped (SIGSTOP), so the sides take turns within minutes and not half an hour
 apart: the speed of a shared machine drifts, the ratio to it much less. The greedy answers of our
-worker must be those of the references, or the exit code is 1.
+worker must be those of the references; if they are not for the trained weights, the exit code is 1.
 
 Prints a table and, as its last line, one JSON object; its ratios are tokens a second over
 `transformers serve` at the same burst, `single_ratio` over `generate()` for one request.
@@ -88,7 +88,11 @@ def main() -> int:
         _say(f"{model}: {checkpoints.parameters(path) / 1e6:.0f} M parameters, done")
     print(_table(measured))
     figures = ratios(measured)
-    wrong = [key for key, value in figures.items() if key.endswith("_equal") and value < 1]
+    # Random weights leave the two likeliest tokens almost equal now and then, and a batch rounds its
+    # sums in another order than one request alone: only trained weights must answer alike always.
+    wrong = [
+        k for k, v in figures.items() if k.startswith("nano") and k.endswith("_equal") and v < 1
+    ]
     print(json.dumps(figures))
     return 1 if wrong and plan.dtype == "float32" and "--quantize" not in plan.worker else 0
 
