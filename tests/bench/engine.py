@@ -88,8 +88,8 @@ def main() -> int:
         _say(f"{model}: {checkpoints.parameters(path) / 1e6:.0f} M parameters, done")
     print(_table(measured))
     figures = ratios(measured)
-    # Random weights leave the two likeliest tokens almost equal now and then, and a batch rounds its
-    # sums in another order than one request alone: only trained weights must answer alike always.
+    # Random weights leave the two likeliest tokens almost equal now and then, and a batch rounds
+    # its sums in another order than one request alone: only trained ones must answer alike always.
     wrong = [
         k for k, v in figures.items() if k.startswith("nano") and k.endswith("_equal") and v < 1
     ]
