@@ -47,7 +47,9 @@ async def test_a_script_of_a_stream() -> None:
     events = await events_of(reply)
     assert slept == [0.5, 2]
     assert [e.has_delta for e in events] == [True, False, False, False]
-    assert events[2].usage == Usage(prompt_tokens=12, completion_tokens=1, slot_ms=3)
+    assert events[2].usage == Usage(
+        prompt_tokens=12, completion_tokens=1, slot_ms=3, served_model="scripted"
+    )
     assert events[3].done
     await reply.close()
     assert (scripted.calls, scripted.closed) == ([CALL], 1)
@@ -57,7 +59,7 @@ async def test_a_script_of_a_plain_answer() -> None:
     reply = await ScriptedBackend([answer("hello", 7, 2)]).open(PLAIN)
     body, counted = await reply.body()
     assert json.loads(body)["choices"][0]["message"]["content"] == "hello"
-    assert counted == Usage(prompt_tokens=7, completion_tokens=2)
+    assert counted == Usage(prompt_tokens=7, completion_tokens=2, served_model="scripted")
 
 
 async def test_failures_where_the_script_has_them() -> None:
@@ -99,7 +101,9 @@ async def test_the_server_answers_plainly_refuses_and_sees_a_client_leave() -> N
         backend = OpenAIHttpBackend(egress, server.url)
         reply = await backend.open(PLAIN)
         _, counted = await reply.body()
-        assert counted == Usage(prompt_tokens=12, completion_tokens=10, slot_ms=200)
+        assert counted == Usage(
+            prompt_tokens=12, completion_tokens=10, slot_ms=200, served_model="glm-4.6v-scripted"
+        )
         server.full = True
         with pytest.raises(Failure) as caught:
             await backend.open(PLAIN)
