@@ -44,6 +44,7 @@ LEASE_S = 1.0  # of most batches; every tenth has the real one
 RESOLVED_S = 5.0  # after the lease: "swept within 5 s of expiry"
 PATIENCE_S = 20.0
 BATCH = 12
+STARTS_MAX = 3  # of one gateway: a free port is free only until somebody takes it
 
 
 @dataclass
@@ -202,12 +203,17 @@ async def _kill(ground: Ground, run: Run, lease_s: float, found: Crashes) -> Non
     )  # fmt: skip
     last = 15 if run.point == "mid_stream" else 2
     for nth in (rng.randint(1, last), 1):  # a refusal or a short answer may be before the n-th
-        run.gateway = await ground.gateways.start(
-            ground.config(), point=run.point, nth=nth, lease_s=lease_s
-        )
-        if not await ground.ready(run.gateway):
+        for _ in range(STARTS_MAX):
+            run.gateway = await ground.gateways.start(
+                ground.config(), point=run.point, nth=nth, lease_s=lease_s
+            )
+            if await ground.ready(run.gateway):
+                break
+            run.gateway.kill()  # somebody else took its port
+        else:
             found.wrong.append(f"{run.tenant}: the gateway did not start")
             return
+        assert run.gateway is not None
         await asyncio.gather(*(_ask(ground, run, rng.random()) for _ in range(REQUESTS)))
         if await run.gateway.gone(2.0):
             found.runs += 1
