@@ -22,12 +22,12 @@ from gateway.tables import table
 HEAD = ("request", "route", "reason", "tokens", "cost CNY", "saved CNY", "answer")
 MODEL = "glm-4.6v"
 TIMEOUT_S = 120.0
-TTFT_S = 0.5  # how long a caller of the tour waits for a first token before it overflows
+TTFT_S = 0.3  # how long a caller of the tour waits for a first token before it overflows
 SLOTS = 2  # of the worker
-CROWD = 6  # callers at once on these slots, each with an answer that takes seconds
-# A list of thirty colours is long, whatever the model makes of the picture.
+CROWD = 12  # callers at once on these slots, each with an answer that takes seconds
+# A list of sixty colours is long, whatever the model makes of the picture.
 LONG: dict[str, object] = {
-    "max_tokens": 256,
+    "max_tokens": 512,
     "response_format": {
         "type": "json_schema",
         "json_schema": {
@@ -35,8 +35,8 @@ LONG: dict[str, object] = {
             "schema": {
                 "type": "array",
                 "items": {"enum": ["red", "green", "blue"]},
-                "minItems": 30,
-                "maxItems": 30,
+                "minItems": 60,
+                "maxItems": 60,
             },
         },
     },
@@ -84,8 +84,8 @@ class Tour:
         self._show("4 a label nobody knows", self._chat("What shape is it?", True, headers=typo))
         with self._crowd():
             self._show(f"5 while {CROWD} others ask", self._chat("Describe the picture.", True))
-            soon = {"x-yuzui-deadline-ms": "700"}
-            self._show("6 first token within 700 ms", self._chat("What is it?", True, headers=soon))
+            soon = {"x-yuzui-deadline-ms": "200"}
+            self._show("6 first token within 200 ms", self._chat("What is it?", True, headers=soon))
             self._show("7 sensitive, in the crowd", self._chat("What is it?", True, headers=pinned))
             self._fault("ServerOverloaded")
             self._show("8 the cloud is overloaded too", self._chat("What is it?", True))
