@@ -19,6 +19,8 @@ from policies.types import Site
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger("yuzui.routes")
+
+CLIENT_GONE = 499  # as nginx calls it; never sent, there is nobody to send it to
 _CHAT = ChatDialect()
 
 
@@ -70,7 +72,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
             raise
         return _error(_of_http(error, request))
     except ConnectionResetError:
-        raise  # the client has left: there is nobody to answer
+        # The client has left: nobody will read this, but raising would be logged as our error.
+        return web.Response(status=CLIENT_GONE)
     except Exception:  # the last line of defence: a bug must not show a traceback to a stranger
         _log.exception("unexpected", path=request.path)
         text = "an unexpected error in the gateway; it has been logged"
