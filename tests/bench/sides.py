@@ -94,7 +94,7 @@ class Streamed(_Process):
     ) -> Self:
         """Our worker."""
         command = ["backends.glm", "--model", str(path), "--dtype", dtype, "--device", "cpu"]
-        command += ["--threads", str(threads), *extra]
+        command += extra
         return cls._start("ours", command, "glm-4.6v", threads, log)
 
     @classmethod

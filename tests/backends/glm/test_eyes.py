@@ -138,11 +138,28 @@ def test_who_left_is_not_told_and_not_worked_for() -> None:
     assert encoder.batches == [[b"0"], [b"b"]]
 
 
+def test_the_thread_lives_while_there_is_something_to_look_at() -> None:
+    look, encoder = held()
+    assert eyes_threads()
+    encoder.gate.release(10)
+    for _ in range(3):
+        told = Told()
+        look.look([picture("a"), picture(str(told))], "", told.told)
+        assert told.get() is None
+        for thread in eyes_threads():
+            thread.join(WAIT_S)
+        assert not eyes_threads()
+
+
+def eyes_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "glm-eyes"]
+
+
 def test_nobody_looks_after_the_end() -> None:
     look, encoder = held()
     encoder.gate.release(1)
     look.stop(WAIT_S)
-    assert look._thread is not None
-    assert not look._thread.is_alive()
+    look.look([picture("a")], "", Told().told)
+    assert not eyes_threads()
     assert encoder.batches == [[b"0"]]
     Eyes(encoder, kept_bytes=0).stop(WAIT_S)  # who has never looked has nothing to end
