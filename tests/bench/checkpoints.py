@@ -55,11 +55,17 @@ def nano(folder: Path) -> Path:
 
 
 def mid(folder: Path, widths: dict[str, dict[str, Any]] | None = None) -> Path:
-    """A GLM-4.6V with random weights, by default of about 260 million parameters."""
+    """A GLM-4.6V with random weights, by default of about 245 million parameters, in bfloat16 as
+    GLM's own checkpoints are."""
     wide = widths or MID
     text = json.dumps([SEED, wide, inspect.getsource(_make_mid)], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return _kept(folder / f"mid-{key}", lambda out: _make_mid(out, wide))
+
+
+def number_type(checkpoint: Path) -> str:
+    """The type its weights are saved in, e.g. "bfloat16"."""
+    return str(json.loads((checkpoint / "config.json").read_text())["dtype"])
 
 
 def parameters(checkpoint: Path) -> int:
@@ -98,6 +104,7 @@ def _make_nano(out: Path) -> None:
 
 
 def _make_mid(out: Path, widths: dict[str, dict[str, Any]]) -> None:
+    import torch
     from tokenizers import Tokenizer
 
     from backends.glm.nano.build import make_config, make_model, save_checkpoint
@@ -109,7 +116,7 @@ def _make_mid(out: Path, widths: dict[str, dict[str, Any]]) -> None:
     # Random answers are to be text: half a character is shown by every server in its own way.
     pieces = (tokenizer.decode([token_id]) for token_id in range(rows.shape[0]))
     rows[[token_id for token_id, piece in enumerate(pieces) if "\ufffd" in piece]] = 0
-    save_checkpoint(model, tokenizer, out)
+    save_checkpoint(model.to(torch.bfloat16), tokenizer, out)
     # GLM's own limits for pictures, so that 224 x 224 pixels are the usual 64 tokens.
     limits = {"size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15_000}}
     processor = out / "preprocessor_config.json"

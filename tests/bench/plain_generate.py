@@ -24,7 +24,7 @@ from tests.bench.processor import register
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", required=True)
     args = parser.parse_args()
     register()
     model: Any = AutoModelForImageTextToText.from_pretrained(args.checkpoint, dtype=args.dtype)

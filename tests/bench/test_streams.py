@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.bench.engine import Figures, ratios
 from tests.bench.streams import Answer, answer_of, burst
 
 
@@ -65,34 +64,6 @@ async def test_a_burst_comes_back_in_the_order_in_which_it_was_sent() -> None:
         url = f"http://127.0.0.1:{port}"
         answers = await burst(url, [{"say": str(number)} for number in range(4)])
     assert [answer.text[0] for answer in answers] == ["0", "1", "2", "3"]
-
-
-def _figures(per_s: float, ttft_s: float, texts: list[str]) -> Figures:
-    return Figures(per_s=[per_s], ttft_s=[ttft_s], tpot_s=[0.01], texts=texts)
-
-
-def test_ratios_are_over_the_reference_and_the_worse_checkpoint_stands_for_both() -> None:
-    found = ratios(
-        {
-            ("nano", "ours", 1): _figures(400, 0.1, ["a", "b"]),
-            ("nano", "serve", 1): _figures(200, 0.2, ["a", "b"]),
-            ("nano", "generate", 1): _figures(100, 0, ["a", "b"]),
-            ("mid", "ours", 1): _figures(30, 1, ["a", "x"]),
-            ("mid", "generate", 1): _figures(20, 0, ["a", "b"]),
-            ("mid", "ours", 32): _figures(90, 3, ["a"]),
-            ("mid", "serve", 32): _figures(10, 30, ["a"]),
-        }
-    )
-    assert found["nano_ratio_1"] == 2
-    assert found["mid_ratio_32"] == 9
-    assert found["single_ratio"] == 1.5
-    assert found["ttft_p99_ratio_32"] == 0.1
-    assert (found["nano_1_equal"], found["mid_1_equal"]) == (1, 0.5)
-
-
-def test_what_was_not_measured_has_no_ratio() -> None:
-    found = ratios({("nano", "ours", 8): _figures(400, 0.1, ["a"])})
-    assert found == {"nano_tokens_per_s_8": 400}
 
 
 def test_time_per_output_token_is_counted_after_the_first() -> None:

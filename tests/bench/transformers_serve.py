@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", required=True)
     args = parser.parse_args()
     register()
     Serve(
