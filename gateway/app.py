@@ -10,10 +10,10 @@ import secrets
 import structlog
 from aiohttp import web
 
-from gateway.admin import admin_routes
+from gateway.admin.admin import admin_routes
 from gateway.config import Config
 from gateway.gateway import Gateway
-from gateway.ledger import Ledger
+from gateway.ledger.ledger import Ledger
 from gateway.routes import errors_as_json, public_routes
 
 _log = structlog.get_logger("yuzui.app")

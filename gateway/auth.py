@@ -21,7 +21,7 @@ from typing import Any
 
 from jwt import PyJWTError
 
-from gateway.config_schema import AuthConfig
+from gateway.config.schema import AuthConfig
 from gateway.jwks import FILE_INTERVAL_S, Fetch, Jwks, KeyRing, file_fetch
 from gateway.keys import (
     JWS,

@@ -14,7 +14,7 @@ from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
 from gateway.errors import GatewayError
 from gateway.gateway import Gateway
 from gateway.keys import LABEL_VALUE
-from gateway.prefixes import prefixes_of
+from gateway.pool.prefixes import prefixes_of
 from gateway.wire.base import Asked
 from policies import affinity, sensitivity, tokens
 from policies.types import (

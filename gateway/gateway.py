@@ -21,18 +21,18 @@ from backends.egress import Egress
 from backends.pool import Pool
 from backends.pool.discovery import DnsSource, HeartbeatSource, Source
 from gateway.admission import Admission
-from gateway.alerts import Alerts
 from gateway.auth import Authenticator
 from gateway.config import Config
-from gateway.drift import DriftWatch
-from gateway.heartbeats import BEAT_EVERY_S, Heartbeats
 from gateway.history import History
-from gateway.ledger import Ledger, LedgerFault, LedgerUnavailable
-from gateway.prices import load_book
+from gateway.ledger.alerts import Alerts
+from gateway.ledger.ledger import Ledger, LedgerFault, LedgerUnavailable
+from gateway.ledger.spool import Spool
+from gateway.pool.heartbeats import BEAT_EVERY_S, Heartbeats
+from gateway.pool.waiting import WaitingRoom
+from gateway.prices.cards import load_book
+from gateway.reports.drift import DriftWatch
 from gateway.snapshot import World
-from gateway.spool import Spool
 from gateway.tasks import spawn
-from gateway.waiting import WaitingRoom
 from policies.drift import Drift
 from policies.price import PriceBook, PriceCard, Unpriced
 from policies.types import Attempt, Health, ModelTraits, Principal, Site, SloClass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 
-from gateway.rows import Outcome, Row
+from gateway.ledger.rows import Outcome, Row
 from policies.topup import output_bound
 
 LENGTHS_MAX = 256  # of one tenant and model; a quantile of 0.99 needs about a hundred

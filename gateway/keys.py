@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWS, PyJWTError, get_algorithm_by_name
 
-from gateway.config_schema import Algorithm, KeyConfig
+from gateway.config.schema import Algorithm, KeyConfig
 from policies.types import Sensitivity, SloClass
 
 SECRET_BYTES_MIN = 32  # RFC 7518, 3.2: a key at least as long as the hash of HS256

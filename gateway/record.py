@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from backends.chat import ChatRequest
 from gateway.errors import GatewayError, insufficient_quota
 from gateway.gateway import Gateway
-from gateway.ledger import Exhausted, LedgerUnavailable
-from gateway.rows import Outcome, Row, RowState
+from gateway.ledger.ledger import Exhausted, LedgerUnavailable
+from gateway.ledger.rows import Outcome, Row, RowState
+from gateway.pool.waiting import NoRoom
 from gateway.run import Run
-from gateway.waiting import NoRoom
 from gateway.wire.base import Asked
 from policies import affinity
 from policies.budget import cny as cny  # how every room writes money

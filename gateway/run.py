@@ -6,8 +6,8 @@ import time
 
 from msgspec.structs import replace
 
-from gateway.ledger import Exhausted
-from gateway.rows import Row
+from gateway.ledger.ledger import Exhausted
+from gateway.ledger.rows import Row
 from policies.exchange import Event, Phase, Step, step
 from policies.types import Attempt, Usage
 

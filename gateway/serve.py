@@ -20,15 +20,15 @@ from gateway import errors
 from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
 from gateway.gateway import Gateway
-from gateway.ledger import Exhausted, HoldRequest, LedgerUnavailable, Reserved
+from gateway.ledger.ledger import Exhausted, HoldRequest, LedgerUnavailable, Reserved
+from gateway.ledger.rows import Outcome, Row
+from gateway.ledger.spool import SpoolFull
+from gateway.pool.waiting import NoRoom, Place, late_for
 from gateway.record import Exchange
 from gateway.relay import Relay
-from gateway.rows import Outcome, Row
 from gateway.run import Run
-from gateway.spool import SpoolFull
 from gateway.tasks import spawn
 from gateway.topup import TopUp
-from gateway.waiting import NoRoom, Place, late_for
 from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
 from policies.plan import plan

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from gateway.ledger import Exhausted, HoldClosed, Ledger, LedgerUnavailable, Reserved
+from gateway.ledger.ledger import Exhausted, HoldClosed, Ledger, LedgerUnavailable, Reserved
 from gateway.run import Run
 from gateway.tasks import spawn
 from policies.topup import cut_in_ms, grown_nano, grows_in_ms

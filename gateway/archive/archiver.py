@@ -27,12 +27,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from gateway.archive.columns import to_line
-from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, Marker
 from gateway.archive.layout import FIRST, File, day_of, file_of, parse_id
-from gateway.archive.marks import PAGE_ROWS, ClaimLost, Hot, Marks
 from gateway.archive.tidy import Compacted, Forgotten, compact, forget
-from gateway.redis_link import LedgerFault, LedgerUnavailable
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import PAGE_ROWS, ClaimLost, Hot, Marks
+from gateway.redis.link import LedgerFault, LedgerUnavailable
 from policies.types import Value
 
 _log = logging.getLogger(__name__)

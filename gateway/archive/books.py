@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gateway.admin_client import AdminClient
-from gateway.archive.entries import Entry
+from gateway.admin.client import AdminClient
 from gateway.archive.extra import load
 from gateway.archive.layout import parse_id
-from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.config import Config
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import PAGE_ROWS, Marks
 
 if TYPE_CHECKING:
     from gateway.archive.query import Query

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.archive.entries import Entry
-from gateway.rows import Row
+from gateway.ledger.entries import Entry
+from gateway.ledger.rows import Row
 
 # Plain names of column types; `files` knows what Parquet calls them.
 STRING, INT, FLOAT, BOOL, STRINGS, JSON = "string", "int64", "float64", "bool", "strings", "json"

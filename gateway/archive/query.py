@@ -15,11 +15,11 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from gateway.archive.columns import COLUMNS, to_line, to_row
-from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, table_of
 from gateway.archive.layout import between, current
-from gateway.report import Line, Report, day_of
-from gateway.rows import Row
+from gateway.ledger.entries import Entry
+from gateway.ledger.rows import Row
+from gateway.reports.report import Line, Report, day_of
 
 # What the lines of a group add up to, in the order of the fields of `report.Line`.
 _SUMS: Final = """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from backends.origins import EgressDenied, origin_of
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
-from gateway.heartbeats import Announcement, announce
+from gateway.pool.heartbeats import Announcement, announce
 from policies.sensitivity import NAMES
 from policies.types import Sensitivity
 

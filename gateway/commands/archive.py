@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway import logs
-from gateway.admin_client import AdminError
+from gateway.admin.client import AdminError
 from gateway.archive.books import BooksError
 from gateway.archive.extra import ExtraMissing, load
-from gateway.archive.marks import ClaimLost, Hot, Marks
 from gateway.commands.archive_out import add_export, add_query, export, query
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.data_dir import DataDir
-from gateway.ledger import LedgerFault, LedgerUnavailable
+from gateway.ledger.ledger import LedgerFault, LedgerUnavailable
+from gateway.ledger.marks import ClaimLost, Hot, Marks
 from gateway.record import cny
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.admin_client import AdminClient
+from gateway.admin.client import AdminClient
 from gateway.archive.books import open_books
 from gateway.archive.extra import load
 from gateway.commands.report import day_range
+from gateway.commands.tables import table
 from gateway.config import Config
-from gateway.tables import table
 
 if TYPE_CHECKING:
     from gateway.archive.query import Query

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.commands.budget_print import audit_json, audit_table, budgets_json, budgets_table
 from gateway.commands.options import add_config, load_config
 from policies.budget import Period

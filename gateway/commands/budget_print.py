@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.commands.tables import table
 from gateway.record import cny
-from gateway.tables import table
 
 _MODES = {"": "", "S": "soft", "F": "frozen"}
 

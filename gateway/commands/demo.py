@@ -8,12 +8,12 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway.admin_client import AdminClient
+from gateway.admin.client import AdminClient
 from gateway.commands.options import add_config, load_config
 from gateway.commands.report import as_table
+from gateway.commands.tour import SLOTS, TTFT_S, Tour
 from gateway.commands.up import make_stack, run_stack
-from gateway.stack import Stack
-from gateway.tour import SLOTS, TTFT_S, Tour
+from gateway.machine.stack import Stack
 
 _INTRO = """
 The cloud of this demo is an emulator on this machine: what it answers is made up, what it charges

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.commands.options import add_config, load_config
+from gateway.commands.tables import table
 from gateway.record import cny
-from gateway.tables import table
 from policies.types import SloClass
 
 

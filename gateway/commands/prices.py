@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from gateway.commands.options import add_config, load_config
+from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.gateway import rules_of, unpriced, with_endpoints
-from gateway.prices import SHIPPED, PriceCardError, load_book, load_card, read_card
-from gateway.reconcile import BEIJING
+from gateway.prices.cards import SHIPPED, PriceCardError, load_book, load_card, read_card
 from gateway.record import cny
-from gateway.tables import table
+from gateway.reports.reconcile import BEIJING
 from policies.price import (
     DAY_MIN,
     Hours,

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
 from gateway.archive.layout import parse_id
 from gateway.commands.options import add_config, load_config
+from gateway.commands.tables import table
 from gateway.config import Config
-from gateway.prices import load_book
-from gateway.reconcile import (
+from gateway.ledger.rows import Row
+from gateway.prices.cards import load_book
+from gateway.record import cny
+from gateway.reports.reconcile import (
     BEIJING,
     Day,
     How,
@@ -30,9 +33,6 @@ from gateway.reconcile import (
     day_range_ms,
     reconcile_day,
 )
-from gateway.record import cny
-from gateway.rows import Row
-from gateway.tables import table
 from policies.bill import Finding, Status, hour
 from policies.types import NANO_PER_CNY
 

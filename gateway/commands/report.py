@@ -13,14 +13,14 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
 from gateway.commands.options import add_config, load_config
+from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.record import cny
-from gateway.report import GROUPS
-from gateway.tables import table
+from gateway.reports.report import GROUPS
 
 _COLUMNS = ("requests", "tokens_in", "tokens_out", "cost_cny", "saved_cny", "unreconciled")
 

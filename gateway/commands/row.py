@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing, load
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
+from gateway.ledger.rows import Row
 from gateway.record import cny
-from gateway.rows import Row
 
 
 def main(argv: Sequence[str]) -> int:

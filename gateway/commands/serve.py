@@ -16,7 +16,7 @@ from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.keys import KeyUnusable
-from gateway.ledger import LedgerUnavailable
+from gateway.ledger.ledger import LedgerUnavailable
 
 
 def main(argv: Sequence[str]) -> int:

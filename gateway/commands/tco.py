@@ -15,14 +15,14 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, hot_rows, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
 from gateway.commands.options import add_config, load_config
 from gateway.commands.report import day_range
+from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.record import cny
-from gateway.tables import table
 from gateway.tco.gather import NothingToStudy, Traffic, gather
 from gateway.tco.page import html
 from gateway.tco.png import NoFont, png

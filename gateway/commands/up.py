@@ -17,9 +17,9 @@ import msgspec
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config, inherited
 from gateway.data_dir import InUse
-from gateway.embedded import EmbeddedError
 from gateway.keys import KeyUnusable
-from gateway.stack import Stack, StartFailed
+from gateway.machine.stack import Stack, StartFailed
+from gateway.redis.embedded import EmbeddedError
 
 _BANNER = """
 Yuzui is ready.

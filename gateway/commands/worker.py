@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from backends.glm.__main__ import main as worker_main
 from gateway.commands.announce import add_announcement, announcement
 from gateway.commands.options import add_config, load_config
-from gateway.heartbeats import Announcement, announce
+from gateway.pool.heartbeats import Announcement, announce
 
 PATIENCE_S = 3.0  # for taking the announcement back at the end
 

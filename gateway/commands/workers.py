@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.admin_client import AdminClient, AdminError
+from gateway.admin.client import AdminClient, AdminError
 from gateway.commands.options import add_config, load_config
-from gateway.tables import table
+from gateway.commands.tables import table
 
 POLL_S = 0.5
 PATIENCE_S = 900.0  # several workers, each with a large checkpoint

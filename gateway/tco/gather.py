@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.report import open_rows
-from gateway.rows import Row, RowState
+from gateway.ledger.rows import Row, RowState
+from gateway.reports.report import open_rows
 from policies.tco import Job
 from policies.tco_parts import slot_ms_of
 from policies.types import Reason, Site

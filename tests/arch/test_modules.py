@@ -20,7 +20,7 @@ HEAVY = (
 # Commands of the developer's and newcomer's machine, where the worker is installed anyway.
 AND_WORKER = {
     "gateway.commands.demo": "draws the pictures of its tour with the generator of nano",
-    "gateway.tour": "the same",
+    "gateway.commands.tour": "the same",
 }
 # What only the archive's own commands load, through gateway.archive.extra.
 WITH_EXTRA = {

@@ -28,11 +28,11 @@ from typing import Any
 
 import uvloop
 
-from gateway.admin_client import AdminClient
+from gateway.admin.client import AdminClient
+from gateway.commands.tables import table
 from gateway.config import Config
-from gateway.embedded import EmbeddedServer
 from gateway.keys import from_secret, issue
-from gateway.tables import table
+from gateway.redis.embedded import EmbeddedServer
 from tests.bench.load import Result, drive, request
 from tests.ports import free_port
 
@@ -265,7 +265,7 @@ def _upstream(folder: Path, *, pace_ms: float) -> Iterator[str]:
 def _wait_ready(
     url: str, process: subprocess.Popen[bytes], log: Path, path: str = "/readyz"
 ) -> None:
-    from gateway.stack import answers
+    from gateway.machine.stack import answers
 
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:

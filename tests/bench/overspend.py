@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from gateway.tables import table
+from gateway.commands.tables import table
 
 NANO = 10**9
 REQUESTS_MAX = 100_000

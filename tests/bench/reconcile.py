@@ -23,9 +23,9 @@ from datetime import date
 from typing import Any
 
 from backends.ark.control import ArkControl, Bill
-from gateway.prices import load_book
-from gateway.reconcile import Day, How, Pulled, corrections, reconcile_day
-from gateway.rows import Row
+from gateway.ledger.rows import Row
+from gateway.prices.cards import load_book
+from gateway.reports.reconcile import Day, How, Pulled, corrections, reconcile_day
 from policies.bill import Status
 from tests.gateway.month import ENDPOINTS, Month
 

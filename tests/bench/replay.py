@@ -32,11 +32,11 @@ from typing import Any
 
 import aiohttp
 
-from gateway.admin_client import AdminClient
+from gateway.admin.client import AdminClient
 from gateway.config import Config
-from gateway.embedded import EmbeddedServer
 from gateway.keys import from_secret, issue
-from gateway.stack import answers
+from gateway.machine.stack import answers
+from gateway.redis.embedded import EmbeddedServer
 from gateway.tco.png import find_fonts
 from tests.ports import free_port
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from gateway.stack import answers as is_up
+from gateway.machine.stack import answers as is_up
 from tests.bench.streams import Answer, burst
 from tests.ports import free_port
 

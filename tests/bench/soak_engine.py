@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 
 from backends.glm.nano.draw import draw_scene
-from gateway.tables import table
+from gateway.commands.tables import table
 from tests.bench import checkpoints
 from tests.bench.pictures import data_url
 from tests.bench.sides import Generate, Streamed

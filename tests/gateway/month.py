@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from backends.ark.emulator.books import Charged
 from backends.ark.emulator.server import Emulator
 from backends.ark.emulator.settings import BillFaults, Billing, Settings
-from gateway.reconcile import day_range_ms
-from gateway.rows import Outcome, Row, RowState
+from gateway.ledger.rows import Outcome, Row, RowState
+from gateway.reports.reconcile import day_range_ms
 from policies.price import PriceBook, Rate, cost, quote
 from policies.types import Site, Usage
 

@@ -16,7 +16,7 @@ from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.app import serve_until
 from gateway.config import Config
 from gateway.keys import from_secret, issue
-from gateway.ledger import Ledger, Row, Till
+from gateway.ledger.ledger import Ledger, Row, Till
 from gateway.tasks import spawn
 from tests.ports import free_port
 

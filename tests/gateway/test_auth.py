@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.auth import Authenticator, AuthError, bearer
-from gateway.config_read import Secret
-from gateway.config_schema import AuthConfig, KeyConfig
+from gateway.config.read import Secret
+from gateway.config.schema import AuthConfig, KeyConfig
 from gateway.jwks import KeyRing
 from gateway.keys import VerifyKey, issue
 from policies.types import Principal, Sensitivity, SloClass

@@ -14,7 +14,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from gateway.rows import Outcome
+from gateway.ledger.rows import Outcome
 from policies.types import Site
 from tests.backends.glm.schema_check import conforms
 from tests.gateway.rig import Rig, rig

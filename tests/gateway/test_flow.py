@@ -16,7 +16,7 @@ from PIL import Image
 from volcenginesdkarkruntime import AsyncArk
 
 from backends.scripted_server import ScriptedServer, ServerOptions
-from gateway.rows import Outcome, Row, RowState
+from gateway.ledger.rows import Outcome, Row, RowState
 from gateway.tasks import spawn
 from policies.types import Sensitivity, Site, SloClass
 from tests.gateway.rig import ADMIN_TOKEN, rig, until

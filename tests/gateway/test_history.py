@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 from gateway import history
 from gateway.history import EVERY, History
-from gateway.rows import Row
+from gateway.ledger.rows import Row
 from policies.topup import SAMPLES_MIN
-from tests.gateway.ledger_kit import row
+from tests.gateway.ledger.kit import row
 
 
 def test_each_tenant_and_model_has_a_bound_of_its_own() -> None:

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from gateway import keys
-from gateway.config_read import Secret
-from gateway.config_schema import KeyConfig
+from gateway.config.read import Secret
+from gateway.config.schema import KeyConfig
 from gateway.keys import KeyUnusable, from_config, from_secret, issue, make_private_key, public_jwk
 from tests.gateway.auth_kit import keys as kit_keys
 from tests.gateway.auth_kit import public_pem

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from gateway import logs
-from gateway.config_read import Secret
+from gateway.config.read import Secret
 
 
 class Size(msgspec.Struct):

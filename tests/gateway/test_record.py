@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.chat import ChatRequest, Message
-from gateway.drift import DriftWatch
 from gateway.errors import GatewayError
 from gateway.history import History
-from gateway.ledger import Exhausted, LedgerUnavailable, Settled
+from gateway.ledger.ledger import Exhausted, LedgerUnavailable, Settled
+from gateway.ledger.rows import Outcome, Row, RowState
 from gateway.record import Exchange, cny
-from gateway.rows import Outcome, Row, RowState
+from gateway.reports.drift import DriftWatch
 from gateway.run import Run
 from gateway.wire.base import Asked
 from policies.budget import Period, posted_of

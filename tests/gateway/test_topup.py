@@ -13,13 +13,13 @@ import pytest
 from backends.ark.emulator.settings import Settings
 from backends.scripted_server import ServerOptions
 from gateway import topup
-from gateway.ledger import HoldRequest, Ledger
-from gateway.prices import load_book
-from gateway.rows import Outcome
+from gateway.ledger.ledger import HoldRequest, Ledger
+from gateway.ledger.rows import Outcome
+from gateway.prices.cards import load_book
 from policies import topup as policy
 from policies.price import quote
 from policies.types import Site
-from tests.gateway.ledger_kit import row
+from tests.gateway.ledger.kit import row
 from tests.gateway.rig import ARK_KEY, AT_ONCE, Rig, rig, until
 
 SLOW = ServerOptions(chunks=150, pace_ms=10, slots=1)

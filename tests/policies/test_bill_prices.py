@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.prices import load_book
+from gateway.prices.cards import load_book
 from policies.bill import Lane, Open
 from policies.bill_prices import (
     Cards,

@@ -223,7 +223,7 @@ REASONS: dict[str, Case] = {
 # Given to attempts, or before the plan.
 ELSEWHERE = {Reason.FALLBACK}
 ELSEWHERE |= {Reason.BUDGET_SOFT}  # test_steer.py
-ELSEWHERE |= {Reason.QUEUE_LATE}  # gateway/waiting.py
+ELSEWHERE |= {Reason.QUEUE_LATE}  # gateway/pool/waiting.py
 # Repeating these cannot help, whatever becomes of the pool in the next second.
 FINAL = {
     Reason.BUDGET_EXHAUSTED,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.prices import FOLDER, PriceCardError, load_book, load_card, nano_per_token
+from gateway.prices.cards import FOLDER, PriceCardError, load_book, load_card, nano_per_token
 from policies.price import (
     NO_CARD,
     TOKENS_MAX,

@@ -26,11 +26,11 @@ import redis
 from gateway.archive import tidy
 from gateway.archive.archiver import Archiver
 from gateway.archive.files import ArchiveError, Files
-from gateway.archive.marks import ClaimLost, Hot
-from gateway.redis_link import LedgerUnavailable
+from gateway.ledger.marks import ClaimLost, Hot
+from gateway.redis.link import LedgerUnavailable
 from gateway.tasks import spawn
 from tests.gateway.archive.kit import add_up, archive, book, hot_of
-from tests.gateway.ledger_kit import books
+from tests.gateway.ledger.kit import books
 from tests.gateway.redis_servers import VALKEY, RealServer
 
 CLAIM = "yuzui:{main}:archiver"

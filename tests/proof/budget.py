@@ -36,7 +36,7 @@ from typing import Any
 
 import uvloop
 
-from tests.gateway.ledger_machine import Op, Player, draw
+from tests.gateway.ledger.machine import Op, Player, draw
 from tests.gateway.redis_servers import REDIS_6_2, VALKEY, RealServer
 from tests.proof import flows, traffic
 from tests.proof.crash import Crashes, crash

@@ -27,9 +27,9 @@ from backends.ark.emulator.server import Emulator
 from backends.ark.emulator.settings import Settings
 from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.keys import from_secret, issue
-from gateway.ledger import Ledger
-from gateway.prices import load_book
-from gateway.rows import Row
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.rows import Row
+from gateway.prices.cards import load_book
 from policies.price import cost
 from policies.types import Usage
 from tests.gateway.redis_servers import VALKEY, RealServer

@@ -13,8 +13,8 @@ import contextlib
 import random
 import time
 
-from gateway.ledger import Exhausted, Ledger, LedgerUnavailable
-from tests.gateway.ledger_kit import ZONE, hold, row
+from gateway.ledger.ledger import Exhausted, Ledger, LedgerUnavailable
+from tests.gateway.ledger.kit import ZONE, hold, row
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.ports import free_port
 from tests.proof.proxy import Mishaps, Proxy

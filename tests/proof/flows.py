@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.gateway.ledger_kit import hold, row
+from tests.gateway.ledger.kit import hold, row
 from tests.proof.crash import PATIENCE_S, RESOLVED_S, Ground
 from tests.proof.traffic import Found
 

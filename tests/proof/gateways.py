@@ -26,8 +26,8 @@ import uvloop
 
 from gateway.app import serve_until
 from gateway.config import Config
-from gateway.ledger import Ledger
-from gateway.redis_link import Bound, RedisLink
+from gateway.ledger.ledger import Ledger
+from gateway.redis.link import Bound, RedisLink
 from gateway.serve import _Attempts
 from tests.ports import free_port
 

@@ -38,13 +38,13 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
+from gateway.commands.tables import table
 from gateway.data_dir import DataDir
 from gateway.keys import from_secret, issue
-from gateway.ledger import Ledger
-from gateway.local_workers import LocalWorkers
-from gateway.processes import Child
-from gateway.stack import _probe
-from gateway.tables import table
+from gateway.ledger.ledger import Ledger
+from gateway.machine.processes import Child
+from gateway.machine.stack import _probe
+from gateway.machine.workers import LocalWorkers
 from gateway.tasks import spawn
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.ports import free_port

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.gateway.ledger_kit import hold, row
+from tests.gateway.ledger.kit import hold, row
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.proof import budget, flows, traffic
 from tests.proof.crash import Crashes, crash

@@ -21,9 +21,9 @@ from typing import Any
 import hiredis
 import uvloop
 
-from gateway.ledger import Exhausted, HoldRequest, Ledger, LedgerUnavailable
-from gateway.redis_link import LedgerFault
-from tests.gateway.ledger_kit import NOW_S, ZONE, hold, row
+from gateway.ledger.ledger import Exhausted, HoldRequest, Ledger, LedgerUnavailable
+from gateway.redis.link import LedgerFault
+from tests.gateway.ledger.kit import NOW_S, ZONE, hold, row
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.proof.proxy import Mishaps, Proxy
 

@@ -12,11 +12,11 @@ from gateway.archive.archiver import Archiver, Moved
 from gateway.archive.columns import to_row
 from gateway.archive.files import Files, lines_of
 from gateway.archive.layout import current
-from gateway.archive.marks import Hot
-from gateway.ledger import Ledger
-from gateway.rows import Row
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.marks import Hot
+from gateway.ledger.rows import Row
 from policies.types import Site
-from tests.gateway.ledger_kit import NOW_S, hold, row
+from tests.gateway.ledger.kit import NOW_S, hold, row
 
 DAY_MS = 86_400_000
 

@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from gateway.archive.archiver import Archiver, divide, uncommitted
-from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files
 from gateway.archive.layout import FIRST, parse
-from gateway.archive.marks import ClaimLost
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import ClaimLost
 from tests.gateway.archive.kit import (
     add_up,
     archive,
@@ -23,7 +23,7 @@ from tests.gateway.archive.kit import (
     hot_of,
     rows_by_id,
 )
-from tests.gateway.ledger_kit import books, row
+from tests.gateway.ledger.kit import books, row
 
 CLAIM = "yuzui:{main}:archiver"
 STEPS = ["claimed", "named", "read", "planned", "written", "committed", "trimmed"]

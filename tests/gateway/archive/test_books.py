@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from gateway.archive.books import ATTEMPTS_MAX, BooksError, hot_rows, marks_of, open_books
-from gateway.archive.entries import Entry
 from gateway.archive.files import Files, Marker
-from gateway.archive.marks import PAGE_ROWS, Marks
 from gateway.config import Config
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import PAGE_ROWS, Marks
 from tests.gateway.archive.test_query import full, put
 
 

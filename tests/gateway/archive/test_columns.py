@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 
 from gateway.archive.columns import COLUMNS, columns, to_line, to_row
-from gateway.archive.entries import Entry
-from gateway.rows import Row
+from gateway.ledger.entries import Entry
+from gateway.ledger.rows import Row
 from policies.types import Site
-from tests.gateway.ledger_kit import row
+from tests.gateway.ledger.kit import row
 
 
 class Later(Row, frozen=True, kw_only=True):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gateway.archive.columns import to_line
-from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, Marker, lines_of
 from gateway.archive.layout import file_of
-from tests.gateway.ledger_kit import row
+from gateway.ledger.entries import Entry
+from tests.gateway.ledger.kit import row
 
 FILE = file_of("2026-11-22", "cloud", None, "9-0")
 LINES = [to_line(Entry(id="9-0", row=row("yz-1.0", 7)))]

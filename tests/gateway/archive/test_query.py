@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.archive.columns import to_line
-from gateway.archive.entries import Entry
 from gateway.archive.files import ArchiveError, Files, table_of
 from gateway.archive.layout import file_of
 from gateway.archive.query import Query, window_of
 from gateway.facts import new_request_id
-from gateway.report import GROUPS, summarise
-from gateway.rows import Outcome, Row, RowState
+from gateway.ledger.entries import Entry
+from gateway.ledger.rows import Outcome, Row, RowState
+from gateway.reports.report import GROUPS, summarise
 from policies.types import Site
-from tests.gateway.ledger_kit import row
+from tests.gateway.ledger.kit import row
 
 ZONES = ["UTC", "Asia/Shanghai", "Asia/Kathmandu", "America/St_Johns"]
 DAY_MS = 86_400_000

@@ -13,14 +13,14 @@ from msgspec.structs import replace
 from gateway.archive import tidy
 from gateway.archive.archiver import Archiver
 from gateway.archive.columns import COLUMNS, to_line
-from gateway.archive.entries import Entry
 from gateway.archive.files import Files, table_of
 from gateway.archive.layout import current, file_of
 from gateway.archive.query import QUARTER_MS, Query
-from gateway.report import Line
+from gateway.ledger.entries import Entry
+from gateway.reports.report import Line
 from tests.gateway.archive.kit import add_up, archive, archived, contents, fill, hot_of
 from tests.gateway.archive.test_query import full
-from tests.gateway.ledger_kit import books
+from tests.gateway.ledger.kit import books
 
 CLAIM = "yuzui:{main}:archiver"
 LATER_MS = 10**13
@@ -156,7 +156,7 @@ ERASER = """
 import asyncio, os, signal, sys
 from gateway.archive.archiver import Archiver
 from gateway.archive.files import Files
-from gateway.archive.marks import Hot
+from gateway.ledger.marks import Hot
 
 def step(name):
     if name == sys.argv[3]:

@@ -13,7 +13,7 @@ import sys
 
 from gateway.archive.archiver import Archiver
 from gateway.archive.files import Files
-from gateway.archive.marks import Hot
+from gateway.ledger.marks import Hot
 
 
 async def run(url: str, folder: str, where: str, number: int) -> None:

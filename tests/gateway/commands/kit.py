@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.admin_client import AdminError
+from gateway.admin.client import AdminError
 
 
 class Admin:

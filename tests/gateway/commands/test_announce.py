@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backends.scripted_server import ScriptedServer, ServerOptions
-from gateway.heartbeats import Heartbeats
+from gateway.pool.heartbeats import Heartbeats
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[bytes]:

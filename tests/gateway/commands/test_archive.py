@@ -13,7 +13,7 @@ import redis
 from gateway.commands import archive, report
 from tests.gateway.archive.kit import contents, fill
 from tests.gateway.commands.kit import alone
-from tests.gateway.ledger_kit import books
+from tests.gateway.ledger.kit import books
 from tests.gateway.rig import ADMIN_TOKEN, rig
 
 

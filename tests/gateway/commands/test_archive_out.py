@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
-from gateway.admin import HotPage
-from gateway.archive.entries import Entry
+from gateway.admin.admin import HotPage
 from gateway.archive.files import Marker
-from gateway.archive.marks import Marks
 from gateway.commands import archive, archive_out
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import Marks
 from tests.gateway.archive.test_query import full, put
 from tests.gateway.commands.kit import Admin, alone
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.budget_views import BudgetStatus
 from gateway.commands import budget
+from gateway.ledger.views import BudgetStatus
 from gateway.record import cny
 from policies.budget import Period
 from policies.types import MONEY_NANO_MAX

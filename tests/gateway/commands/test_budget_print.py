@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.budget_views import Definition
 from gateway.commands.budget_print import audit_json, audit_table, budgets_table
-from gateway.ledger_budgets import AuditEntry
+from gateway.ledger.budgets import AuditEntry
+from gateway.ledger.views import Definition
 from policies.budget import BudgetOptions
 from policies.types import SoftLimit, Steer
 

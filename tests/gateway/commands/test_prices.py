@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands import prices
-from gateway.prices import DEFAULT_CARD, FOLDER, SHIPPED
+from gateway.prices.cards import DEFAULT_CARD, FOLDER, SHIPPED
 from tests.gateway.commands.kit import alone
 
 CARD = """\

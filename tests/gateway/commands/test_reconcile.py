@@ -18,8 +18,8 @@ import pytest
 
 from backends.ark.emulator.settings import Settings
 from gateway.commands import reconcile
-from gateway.reconcile import BEIJING
-from gateway.rows import RowState
+from gateway.ledger.rows import RowState
+from gateway.reports.reconcile import BEIJING
 from tests.gateway.archive.kit import archive
 from tests.gateway.commands.kit import alone
 from tests.gateway.rig import ADMIN_TOKEN, AT_ONCE, Rig, rig

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.admin import HotPage
-from gateway.archive.marks import Marks
+from gateway.admin.admin import HotPage
 from gateway.commands import report
-from gateway.report import Line, Report
+from gateway.ledger.marks import Marks
+from gateway.reports.report import Line, Report
 from tests.gateway.commands.kit import Admin, alone
 
 LINE = Line(

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.admin import HotPage
+from gateway.admin.admin import HotPage
 from gateway.archive.columns import to_line
-from gateway.archive.entries import Entry
 from gateway.archive.files import Files, Marker
 from gateway.archive.layout import day_of, file_of
-from gateway.archive.marks import Marks
 from gateway.commands import row
 from gateway.facts import new_request_id
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import Marks
 from tests.gateway.archive.test_query import full
 from tests.gateway.commands.kit import Admin, alone
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gateway.admin import HotPage
-from gateway.archive.entries import Entry
-from gateway.archive.marks import PAGE_ROWS, Marks
+from gateway.admin.admin import HotPage
 from gateway.commands import tco
+from gateway.ledger.entries import Entry
+from gateway.ledger.marks import PAGE_ROWS, Marks
 from tests.gateway.archive.test_query import put
 from tests.gateway.commands.kit import Admin, alone
 from tests.gateway.tco.kit import rows

@@ -8,14 +8,14 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from gateway.rows import Row
+from gateway.ledger.rows import Row
 from gateway.tco.gather import Traffic, gather
 from gateway.tco.sheet import Context, Sheet, sheet
 from gateway.tco.words import LANGUAGES
 from policies.tco import Study, study
 from policies.tco_parts import Server
 from policies.types import Reason, Site
-from tests.gateway.ledger_kit import NOW_S, row
+from tests.gateway.ledger.kit import NOW_S, row
 
 START_MS = int(1000 * NOW_S)
 

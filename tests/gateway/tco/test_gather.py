@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from gateway.tco.gather import JOBS_MAX, NothingToStudy, gather
 from policies.types import Reason, Site
-from tests.gateway.ledger_kit import row
+from tests.gateway.ledger.kit import row
 from tests.gateway.tco.kit import START_MS, rows
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backends.ark.emulator import pricing
 from backends.ark.emulator.pricing import Line, bands, lines
 from backends.ark.models import CATALOGUE, base_name
-from gateway.prices import load_book, load_card
+from gateway.prices.cards import load_book, load_card
 from policies.price import Rate, Unpriced, cost
 from policies.types import Usage
 

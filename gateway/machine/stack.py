@@ -1,0 +1,285 @@
+"""Everything on one machine: the books' server, workers, gateways, started and stopped in order.
+
+Started bottom up, stopped top down: the gateways drain first, while their workers still answer and
+the books are still open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import IO
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.archive.extra import installed
+from gateway.config import Config
+from gateway.data_dir import DataDir, Running
+from gateway.keys import issue, make_private_key, public_jwk
+from gateway.machine.processes import Child, tail
+from gateway.machine.workers import WORKER_STOP_S, LocalWorkers, count_gpus, planned
+from gateway.redis.embedded import EmbeddedServer
+from gateway.tasks import spawn
+
+START_PATIENCE_S = 120.0  # a worker loads torch and a checkpoint; a large one takes longer
+POLL_S = 0.1
+FAILURES_MAX = 2  # a part that fails twice at its start will not get better
+TOKEN_TTL_S = 30 * 86_400
+DEMO_TENANT = "demo"
+ARCHIVER_STOP_S = 10.0  # a batch is written within a second or two
+
+
+class StartFailed(Exception):
+    """A part did not come up. The text says which, and where its log is."""
+
+
+class Stack:
+    """What `yuzui up` runs. environ: settings for the children come from here and from `config`."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        emulate_cloud: bool = False,
+    ) -> None:
+        self.data = DataDir(config.data_dir)
+        self.config = self.data.with_admin_token(config)
+        self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
+        self._say = say
+        self._lock: IO[bytes] | None = None
+        self._books: EmbeddedServer | None = None
+        self._emulate_cloud = emulate_cloud
+        self._emulator: Child | None = None
+        self.emulator_url = ""
+        self.workers: list[Child] = []
+        self._supervised: LocalWorkers | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._rolling: asyncio.Task[bool] | None = None
+        self.gateways: list[Child] = []
+        self._archiver: Child | None = None
+        self.token: str | None = None
+
+    async def start(self) -> None:
+        """Returns when requests can be answered. Raises StartFailed, InUse, embedded's errors."""
+        self.data.make()
+        self._lock = self.data.lock()
+        self._own_key()
+        await self._start_books()
+        if self._emulate_cloud:
+            await self._start_emulator()
+        await self._start_workers()
+        await self._start_gateways()
+        await self._start_archiver()
+        running = Running(
+            pid=os.getpid(),
+            url=self.url,
+            admin_url=self.admin_url,
+            redis_url=self._books.url if self._books is not None else None,
+        )
+        self.data.write_running(running)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it from this machine."""
+        return f"http://{_reachable(self.config.host)}:{self.config.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{_reachable(self.config.admin_host)}:{self.config.admin_port}"
+
+    async def stop(self) -> None:
+        """Drains and stops what was started, top down; the books are saved."""
+        patience_s = self.config.limits.drain_s + 5.0
+        if self._archiver is not None:
+            await self._archiver.stop(ARCHIVER_STOP_S)
+        for task in (self._watching, self._rolling):
+            if task is not None:
+                task.cancel()  # a worker that drains is not one that hangs
+        await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
+        await asyncio.gather(*(child.stop(WORKER_STOP_S) for child in self.workers))
+        if self._emulator is not None:
+            await self._emulator.stop(patience_s)
+        if self._books is not None:
+            await self._books.stop()
+        self.data.forget_running()
+        if self._lock is not None:
+            self._lock.close()
+
+    def restart_workers(self) -> None:
+        """Somebody asks for it (SIGUSR1): one after the other, in the background."""
+        names = self.data.asked_restart()
+        if self._supervised is None:
+            self._say("no workers are run here, so none are restarted")
+            return
+        self._rolling = spawn(self._supervised.roll(names), name="restart the workers")
+
+    # ------------------------------------------------------------ the parts
+
+    def _own_key(self) -> None:
+        """Without a configured key: a private one for this installation, and a demo token."""
+        if self.config.auth.configured:
+            return
+        key = make_private_key(self.data.path)
+        keys = {"keys": [public_jwk(key.verify_key())]}
+        self.data.jwks_file.write_bytes(msgspec.json.encode(keys))
+        auth = msgspec.structs.replace(self.config.auth, jwks_file=self.data.jwks_file)
+        self.config = msgspec.structs.replace(self.config, auth=auth)
+        self._environ["YUZUI_JWKS_FILE"] = str(self.data.jwks_file)
+        self.token = issue(
+            key,
+            tenant=DEMO_TENANT,
+            subject=DEMO_TENANT,
+            ttl_s=TOKEN_TTL_S,
+            issuer=auth.issuer,
+            audience=auth.audience,
+        )
+        self.data.write_token(self.token)
+
+    async def _start_books(self) -> None:
+        if self.config.redis_url is None:
+            self._books = await EmbeddedServer.start(self.data.path, strict=self.config.strict)
+            self.config = msgspec.structs.replace(self.config, redis_url=self._books.url)
+        self._environ["YUZUI_REDIS_URL"] = self.config.redis_url or ""
+
+    async def _start_emulator(self) -> None:
+        port = _free_port()
+        command = [sys.executable, "-m", "backends.ark.emulator", "--port", str(port)]
+        self._emulator = self._child("ark-emulator", command)
+        self.emulator_url = f"http://127.0.0.1:{port}"
+        await self._emulator.start()
+        await self._wait(self._emulator, f"{self.emulator_url}/emulator/stats")
+        ark = msgspec.structs.replace(self.config.ark, base_url=f"{self.emulator_url}/api/v3")
+        self.config = msgspec.structs.replace(self.config, ark=ark)
+        key = ark.api_key.reveal() if ark.api_key is not None else ""
+        self._environ |= {"YUZUI_ARK_BASE_URL": ark.base_url, "ARK_API_KEY": key}
+
+    async def _start_workers(self) -> None:
+        commands = planned(
+            self.config.starts_workers,
+            gpus=count_gpus(self._environ),
+            cores=len(os.sched_getaffinity(0)),
+            cores_per_worker=self.config.pool.cores_per_worker,
+        )
+        urls = []
+        for wanted in commands:
+            port = _free_port()
+            command = [sys.executable, "-m", "backends.glm", "--port", str(port)]
+            command += ["--name", wanted.name, *wanted.options]
+            if self.config.model is not None:
+                command += ["--model", str(self.config.model.absolute())]
+            command += shlex.split(self.config.pool.worker_options)
+            self.workers.append(self._child(wanted.name.replace("w", "worker-"), command))
+            urls.append(f"http://127.0.0.1:{port}")
+        await asyncio.gather(*(child.start() for child in self.workers))
+        for child, url in zip(self.workers, urls, strict=True):
+            await self._wait(child, f"{url}/health")
+        workers = (*self.config.workers, *urls)
+        self.config = msgspec.structs.replace(self.config, workers=workers)
+        self._environ["YUZUI_WORKERS"] = ",".join(workers)
+        if self.workers:
+            self._supervised = LocalWorkers(
+                list(zip(self.workers, urls, strict=True)),
+                data=self.data,
+                hang_s=self.config.pool.hang_s,
+                probe=_probe,
+                say=self._say,
+            )
+            self._supervised.write_status()
+            self._watching = spawn(self._supervised.watch(), name="watch the workers")
+
+    async def _start_gateways(self) -> None:
+        ports = {"port": self.config.port, "admin_port": self.config.admin_port}
+        for name, port in ports.items():
+            if port == 0:
+                ports[name] = _free_port()
+        self.config = msgspec.structs.replace(self.config, **ports)
+        self._environ |= {
+            "YUZUI_PORT": str(self.config.port),
+            "YUZUI_ADMIN_PORT": str(self.config.admin_port),
+            "YUZUI_DATA_DIR": str(self.data.path),
+        }
+        command = [sys.executable, "-m", "gateway.cli", "serve"]
+        for number in range(1, self.config.gateways + 1):
+            self.gateways.append(self._child(f"gateway-{number}", command))
+        for host, port in (
+            (self.config.host, self.config.port),
+            (self.config.admin_host, self.config.admin_port),
+        ):
+            _check_free(host, port)
+        await asyncio.gather(*(child.start() for child in self.gateways))
+        await self._wait(self.gateways[0], f"{self.url}/readyz")
+
+    async def _start_archiver(self) -> None:
+        """A process of its own: what it needs weighs more than a gateway, and writing files
+        would make requests wait."""
+        if self.config.archive.enabled and installed():
+            command = [sys.executable, "-m", "gateway.cli", "archive", "run"]
+            self._archiver = self._child("archiver", command)
+            await self._archiver.start()
+
+    def _child(self, name: str, command: list[str]) -> Child:
+        return Child(name, command, env=self._environ, logs=self.data.logs, say=self._say)
+
+    async def _wait(self, child: Child, url: str) -> None:
+        deadline_s = time.monotonic() + START_PATIENCE_S
+        while time.monotonic() < deadline_s:
+            if await asyncio.to_thread(answers, url):
+                return
+            if child.failures >= FAILURES_MAX:
+                break
+            await asyncio.sleep(POLL_S)
+        text = f"{child.name} did not come up; the end of {child.log_file}:"
+        raise StartFailed(f"{text}\n{tail(child.log_file)}")
+
+
+async def _probe(url: str) -> int | None:
+    return await asyncio.to_thread(status_of, url)
+
+
+def answers(url: str) -> bool:
+    """Whether the URL answers 200. Only ever asked of our own children on loopback."""
+    return status_of(url) == 200
+
+
+def status_of(url: str) -> int | None:
+    """The status that it answers with; None: it does not answer within two seconds."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2.0)
+    try:
+        connection.request("GET", parts.path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises StartFailed when the port is taken: better now than in a child's log."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            text = f"port {port} of {host} cannot be used: {error.strerror}"
+            raise StartFailed(f"{text}; set YUZUI_PORT and YUZUI_ADMIN_PORT to free ones") from None
+
+
+def _reachable(host: str) -> str:
+    """A host to connect to, for one to listen on."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound

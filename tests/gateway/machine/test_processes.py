@@ -1,0 +1,98 @@
+"""Children as processes: restarted, given up, restarted on request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.machine import processes
+from gateway.machine.processes import QUICK_ENDS_MAX, Child, ChildState, tail
+from tests.gateway.rig import until
+
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
+FAILS = [sys.executable, "-c", "import sys; print('no such card'); sys.exit(3)"]
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def child(folder: Path, said: list[str], command: list[str]) -> Child:
+    return Child("worker-1", command, env=dict(os.environ), logs=folder, say=said.append)
+
+
+async def test_one_that_is_killed_is_started_again(tmp_path: Path, said: list[str]) -> None:
+    it = child(tmp_path, said, SLEEPS)
+    await it.start()
+    first = it.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: it.running and it.pid != first)
+    assert (it.failures, it.restarts, it.why) == (1, 1, "signal SIGKILL")
+    assert "starting again" in said[0]
+    await it.stop(5)
+    assert it.state is ChildState.STOPPED
+    assert not it.running
+
+
+async def test_one_that_ends_again_and_again_is_given_up_and_says_why(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    it = child(tmp_path, said, FAILS)
+    await it.start()
+    await until(lambda: it.state is ChildState.GIVEN_UP)
+    assert it.failures == QUICK_ENDS_MAX
+    assert f"ended {QUICK_ENDS_MAX} times in a row" in said[-1]
+    assert "exit code 3" in said[-1]
+    assert "no such card" in said[-1]
+    launches = it.restarts
+    await it.restart(1)  # somebody has put it right, and asks for it
+    await until(lambda: it.state is ChildState.GIVEN_UP and it.failures == 2 * QUICK_ENDS_MAX)
+    assert it.restarts > launches
+    await it.stop(1)
+
+
+async def test_a_restart_that_was_asked_for_is_no_failure(tmp_path: Path, said: list[str]) -> None:
+    it = child(tmp_path, said, SLEEPS)
+    await it.start()
+    first = it.pid
+    await it.restart(5)
+    assert it.running
+    assert it.pid != first
+    assert (it.failures, it.restarts, said) == (0, 1, [])
+    await it.stop(5)
+
+
+async def test_one_that_does_not_stop_is_killed(tmp_path: Path, said: list[str]) -> None:
+    deaf = [sys.executable, "-c", "import signal,time\nsignal.signal(15, signal.SIG_IGN)\n"
+            "print('deaf', flush=True)\ntime.sleep(600)"]  # fmt: skip
+    it = child(tmp_path, said, deaf)
+    await it.start()
+    await until(lambda: "deaf" in tail(it.log_file))
+    await it.stop(0.2)
+    assert not it.running
+    assert "was killed" in said[0]
+
+
+async def test_a_hanging_one_is_killed_and_comes_back(tmp_path: Path, said: list[str]) -> None:
+    it = child(tmp_path, said, SLEEPS)
+    await it.start()
+    first = it.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    it.kill("has not answered for 20 s")
+    await until(lambda: it.running and it.pid != first)
+    assert said[0] == f"worker-1 (pid {first}) has not answered for 20 s and is killed"
+    await it.stop(5)
+    it.kill("is gone already")  # does nothing
+    assert len(said) == 2
+
+
+def test_the_end_of_a_log_that_is_not_there(tmp_path: Path) -> None:
+    assert tail(tmp_path / "none.log") == ""

@@ -1,0 +1,145 @@
+"""The workers that `yuzui up` runs, as processes: watched, killed when they hang, rolled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.data_dir import DataDir
+from gateway.machine.processes import Child, ChildState
+from gateway.machine.stack import _probe
+from gateway.machine.workers import LocalWorkers, WorkerStatus, count_gpus, planned
+from gateway.tasks import spawn
+from tests.gateway.rig import until
+from tests.ports import free_port
+
+CPU = {"gpus": 0, "cores": 16, "cores_per_worker": 8}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "machine", "expected"),
+    [
+        ("auto", CPU, [("--threads", "8"), ("--threads", "8")]),
+        ("auto", {**CPU, "cores": 2}, [()]),
+        ("auto", {**CPU, "gpus": 1}, [()]),
+        ("auto", {**CPU, "gpus": 2}, [("--device", "cuda:0"), ("--device", "cuda:1")]),
+        (3, {**CPU, "gpus": 2}, [("--device", f"cuda:{n}") for n in (0, 1, 0)]),
+        (0, CPU, []),
+        (1, CPU, [()]),
+        (32, CPU, [("--threads", "1")] * 32),
+    ],
+)
+def test_how_many_and_on_what(
+    wanted: int | str, machine: dict[str, int], expected: list[tuple[str, ...]]
+) -> None:
+    found = planned(wanted, **machine)
+    assert [command.options for command in found] == expected
+    assert [command.name for command in found] == [f"w{n + 1}" for n in range(len(found))]
+
+
+def test_cards(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "sda"):
+        (tmp_path / name).touch()
+    assert count_gpus({}, tmp_path) == 2
+    assert count_gpus({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == 1
+    assert count_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+    assert count_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == 0
+    assert count_gpus({}, tmp_path / "none") == 0
+
+
+class House:
+    def __init__(self, folder: Path, *commands: list[str], hang_s: float = 1.0) -> None:
+        self.said: list[str] = []
+        self.data = DataDir(folder)
+        self.data.make()
+        self.children: list[tuple[Child, str]] = []
+        for number, more in enumerate(commands, start=1):
+            port = free_port()
+            command = [sys.executable, "-m", "tests.scripted_worker", "--port", str(port), *more]
+            it = Child(
+                f"worker-{number}", command, env=dict(os.environ), logs=self.data.logs,
+                say=self.said.append,
+            )  # fmt: skip
+            self.children.append((it, f"http://127.0.0.1:{port}"))
+        self.workers = LocalWorkers(
+            self.children, data=self.data, hang_s=hang_s, probe=_probe, say=self.said.append
+        )
+
+    def status(self) -> list[WorkerStatus]:
+        return msgspec.json.decode(self.data.workers(), type=list[WorkerStatus])
+
+    def states(self) -> list[str]:
+        return [worker.state for worker in self.status()]
+
+
+@asynccontextmanager
+async def running(house: House) -> AsyncIterator[House]:
+    for it, _ in house.children:
+        await it.start()
+    watching = spawn(house.workers.watch(), name="watch")
+    try:
+        yield house
+    finally:
+        watching.cancel()
+        await asyncio.gather(*(it.stop(5) for it, _ in house.children))
+
+
+async def test_a_hanging_worker_is_killed_and_started_again(tmp_path: Path) -> None:
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        hanging, well = (it for it, _ in house.children)
+        before = hanging.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)
+        await until(lambda: house.states()[:1] == ["hanging"])
+        await until(lambda: house.states() == ["running", "running"])
+        assert hanging.pid != before
+        assert (hanging.restarts, well.restarts) == (1, 0)
+        assert any("has not answered for 1 s and is killed" in line for line in house.said)
+        assert house.status()[0].why == "signal SIGKILL"
+
+
+async def test_they_are_restarted_one_after_the_other(tmp_path: Path) -> None:
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        before = [it.pid for it, _ in house.children]
+        rolling = spawn(house.workers.roll(), name="roll")
+        down = 0
+        while not rolling.done():
+            answers = await asyncio.gather(*(_probe(f"{u}/health") for _, u in house.children))
+            down = max(down, sum(status != 200 for status in answers))
+        assert rolling.result()
+        assert down <= 1
+        assert all(it.pid != old for (it, _), old in zip(house.children, before, strict=True))
+        assert all(it.failures == 0 for it, _ in house.children)
+
+
+async def test_one_that_does_not_come_back_ends_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        broken, spared = (it for it, _ in house.children)
+        broken._command += ["--fail-after-s", "0"]
+        assert not await house.workers.roll()
+        assert broken.state is ChildState.GIVEN_UP
+        assert spared.restarts == 0
+        assert "the others are left alone" in house.said[-1]
+        house.workers.write_status()
+        assert house.status()[0].state == "given_up"
+
+
+async def test_only_those_that_were_named(tmp_path: Path) -> None:
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        assert await house.workers.roll(["worker-2"])
+        assert [it.restarts for it, _ in house.children] == [0, 1]
