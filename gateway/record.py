@@ -20,8 +20,7 @@ from gateway.pool.waiting import NoRoom
 from gateway.run import Run
 from gateway.wire.base import Asked
 from policies import affinity
-from policies.budget import cny as cny  # how every room writes money
-from policies.budget import posted_of, refusal_text
+from policies.budget import cny, posted_of, refusal_text
 from policies.charge import Charge, charge
 from policies.exchange import Event, Resolve, Step, Then
 from policies.plan import PASSING, RETRY_AFTER_S

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from policies.exchange import Resolve
+from policies.pictures import cloud_image_tokens_max, image_family
 from policies.price import Rate, Unpriced, cost
 from policies.server_cost import slot_cost
 from policies.tokens import ImageFamily
 from policies.types import Attempt, Facts, Site, Usage, Value
-from policies.weigh import Rules, cloud_image_tokens_max, image_family
+from policies.weigh import Rules
 
 FINAL = "final"
 UNRECONCILED = "unreconciled"

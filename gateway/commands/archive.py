@@ -23,7 +23,7 @@ from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.ledger.ledger import LedgerFault, LedgerUnavailable
 from gateway.ledger.marks import ClaimLost, Hot, Marks
-from gateway.record import cny
+from policies.budget import cny
 
 if TYPE_CHECKING:
     from gateway.archive import archiver, files

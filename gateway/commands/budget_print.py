@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.commands.tables import table
-from gateway.record import cny
+from policies.budget import cny
 
 _MODES = {"": "", "S": "soft", "F": "frozen"}
 

@@ -13,7 +13,7 @@ import msgspec
 from gateway.admin.client import AdminClient, AdminError
 from gateway.commands.options import add_config, load_config
 from gateway.commands.tables import table
-from gateway.record import cny
+from policies.budget import cny
 from policies.types import SloClass
 
 

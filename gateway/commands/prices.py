@@ -17,8 +17,9 @@ from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.gateway import rules_of, unpriced, with_endpoints
 from gateway.prices.cards import SHIPPED, PriceCardError, load_book, load_card, read_card
-from gateway.record import cny
 from gateway.reports.reconcile import BEIJING
+from policies.budget import cny
+from policies.pictures import cloud_image_tokens_likely, cloud_image_tokens_max
 from policies.price import (
     DAY_MIN,
     Hours,
@@ -31,7 +32,6 @@ from policies.price import (
     quote,
 )
 from policies.types import Facts, ImageSize, Label, Sensitivity, Usage
-from policies.weigh import cloud_image_tokens_likely, cloud_image_tokens_max
 
 _EPILOG = """\
 examples

@@ -23,7 +23,6 @@ from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.ledger.rows import Row
 from gateway.prices.cards import load_book
-from gateway.record import cny
 from gateway.reports.reconcile import (
     BEIJING,
     Day,
@@ -34,6 +33,7 @@ from gateway.reports.reconcile import (
     reconcile_day,
 )
 from policies.bill import Finding, Status, hour
+from policies.budget import cny
 from policies.types import NANO_PER_CNY
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from gateway.archive.extra import ExtraMissing
 from gateway.commands.options import add_config, load_config
 from gateway.commands.tables import table
 from gateway.config import Config
-from gateway.record import cny
 from gateway.reports.report import GROUPS
+from policies.budget import cny
 
 _COLUMNS = ("requests", "tokens_in", "tokens_out", "cost_cny", "saved_cny", "unreconciled")
 

@@ -17,7 +17,7 @@ from gateway.archive.extra import ExtraMissing, load
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.ledger.rows import Row
-from gateway.record import cny
+from policies.budget import cny
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,13 +22,13 @@ from gateway.commands.options import add_config, load_config
 from gateway.commands.report import day_range
 from gateway.commands.tables import table
 from gateway.config import Config
-from gateway.record import cny
 from gateway.tco.gather import NothingToStudy, Traffic, gather
 from gateway.tco.page import html
 from gateway.tco.png import NoFont, png
 from gateway.tco.sheet import Context, Sheet, sheet
 from gateway.tco.words import LANGUAGES
 from policies.article import Check, checks
+from policies.budget import cny
 from policies.tco import Study, study
 from policies.tco_parts import Server
 

@@ -105,7 +105,7 @@ class Ledger(Watched):
         books: str = "main",
         server_clock: bool = True,
     ) -> Ledger:
-        """Opens the books at `url` (see redis.target.parse_url) under the name `instance`, which no
+        """Opens the books at `url` (see gateway.redis.target) under the name `instance`, which no
         other live process may have.
 
         server_clock: leases, deadlines and periods follow the clock of the server, so that a

@@ -16,11 +16,11 @@ from gateway.errors import GatewayError
 from gateway.history import History
 from gateway.ledger.ledger import Exhausted, LedgerUnavailable, Settled
 from gateway.ledger.rows import Outcome, Row, RowState
-from gateway.record import Exchange, cny
+from gateway.record import Exchange
 from gateway.reports.drift import DriftWatch
 from gateway.run import Run
 from gateway.wire.base import Asked
-from policies.budget import Period, posted_of
+from policies.budget import Period, cny, posted_of
 from policies.exchange import Event
 from policies.types import (
     MONEY_NANO_MAX,

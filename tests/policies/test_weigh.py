@@ -3,20 +3,15 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from policies.price import ModelPrice, PriceCard, Tier
 from policies.sensitivity import permit
 from policies.types import Capability, ImageSize, Plan, Site
 from policies.weigh import (
     Weighed,
-    cloud_image_tokens_likely,
-    cloud_image_tokens_max,
     funds_of,
-    local_image_tokens,
     weigh_clouds,
     weigh_workers,
 )
 from tests.policies.builders import (
-    CARD,
     NOW_S,
     TRAITS,
     budget,
@@ -80,39 +75,6 @@ def test_a_hold_covers_every_answer_that_is_asked_for() -> None:
         return found.hold_nano
 
     assert local_hold(4) == pytest.approx(4 * local_hold(1), rel=1e-3)
-
-
-def test_pictures_that_nobody_sends_cost_nothing() -> None:
-    assert cloud_image_tokens_max(CARD, "no such model", facts()) == 0
-    assert local_image_tokens(TRAITS, facts()) == 0
-
-
-def test_a_picture_that_the_processor_refuses() -> None:
-    asked = facts(images=(ImageSize(width=0, height=5),))
-    assert local_image_tokens(TRAITS, asked) is None
-
-
-@pytest.mark.parametrize(
-    ("family", "images", "remote", "expected"),
-    [
-        ("before-1.8", ((1280, 720), (1920, 1080)), 0, 1_176 + 1_312),  # the documented examples
-        ("seed-1.8", ((1280, 720), (1920, 1080)), 0, 522 + 1_176),
-        ("seed-2", ((1280, 960),), 0, 1_280),
-        ("unknown", ((1280, 960),), 0, 0),
-        ("seed-2", ((1280, 960),), 1, 0),  # nobody has seen that one
-        ("seed-2", (), 0, 0),
-    ],
-)
-def test_what_pictures_should_be_billed_with(
-    family: str, images: tuple[tuple[int, int], ...], remote: int, expected: int
-) -> None:
-    tier = Tier(name="flat", input_nano=1, output_nano=1)
-    model = ModelPrice(tiers=(tier,), image_family=family)
-    card = PriceCard(version="t", models={"eye": model})
-    sizes = tuple(ImageSize(width=w, height=h) for w, h in images)
-    asked = facts(images=sizes, remote_images=remote)
-    assert cloud_image_tokens_likely(card, "eye", asked) == expected
-    assert cloud_image_tokens_max(card, "eye", asked) >= expected
 
 
 def test_an_attempt_knows_what_its_pictures_should_count() -> None:

@@ -5,23 +5,33 @@ They have no key. The server binds to the loopback address unless it is told oth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
-from backends.ark.emulator.faults import CODES, INJECT_HEADER, Fault, FaultRule
-
-if TYPE_CHECKING:
-    from backends.ark.emulator.server import Emulator
+from backends.ark.emulator.billing import Bill
+from backends.ark.emulator.books import Books
+from backends.ark.emulator.faults import CODES, INJECT_HEADER, Fault, FaultBook, FaultRule
 
 _PAGE_ROWS = 1000
+
+
+class Remembers(Protocol):
+    """What the routes show of an emulator (`server.Emulator`), and make it forget."""
+
+    url: str
+    books: Books
+    bill: Bill
+    faults: FaultBook
+
+    def reset(self) -> None: ...
 
 
 class Admin:
     """Handlers over one emulator."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Remembers) -> None:
         self._emulator = emulator
 
     def add_to(self, router: web.UrlDispatcher) -> None:

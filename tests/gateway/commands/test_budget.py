@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.commands import budget
 from gateway.ledger.views import BudgetStatus
-from gateway.record import cny
-from policies.budget import Period
+from policies.budget import Period, cny
 from policies.types import MONEY_NANO_MAX
 from tests.gateway.commands.kit import Admin, alone
 
