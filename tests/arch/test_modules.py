@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 import pytest
 
-from tests.arch.code import ROOT, sources
+from tests.arch.code import PACKAGES, ROOT, sources
+from tests.arch.rules import GATEWAY_ROOMS
 
 # What a process that only serves must not have in memory: torch alone is 200 MB.
 HEAVY = (
@@ -91,3 +94,48 @@ def test_the_gateway_brings_neither_torch_nor_the_vendor_sdk() -> None:
 
 def test_that_test_can_see_a_heavy_module() -> None:
     assert "numpy" in _imports(["numpy", "json"])
+
+
+# ------------------------------------------------------------------ where tests stand
+
+
+def misplaced(tests: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """Tests that stand in no package's place, or bear the name of a module that stands elsewhere.
+
+    tests, modules: paths from the root, as "tests/gateway/ledger/test_rows.py" and
+    "gateway/ledger/rows.py".
+    """
+    there = {PurePosixPath(module) for module in modules}
+    folders = {module.parent for module in there}
+    found = []
+    for test in tests:
+        place = PurePosixPath(test).relative_to("tests")
+        module = place.with_name(place.name.removeprefix("test_"))
+        others = {m for m in there if m.name == module.name and m.parts[0] == module.parts[0]}
+        if place.parent not in folders or (others and module not in others):
+            found.append(test)
+    return found
+
+
+def test_a_test_stands_where_its_module_stands() -> None:
+    tests = [
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in (ROOT / "tests" / package).rglob("test_*.py")
+    ]
+    assert len(tests) > 100
+    assert misplaced(tests, [source.path for source in sources()]) == []
+
+
+def test_that_test_can_see_a_test_that_stayed_behind() -> None:
+    modules = ["gateway/ledger/rows.py", "gateway/serve.py", "policies/price.py"]
+    moved = "tests/gateway/test_rows.py"
+    nowhere = "tests/gateway/archive/test_flow.py"
+    fine = ["tests/gateway/ledger/test_rows.py", "tests/gateway/test_flow.py"]
+    fine += ["tests/gateway/test_price.py"]  # of another package, and its own matter here
+    assert misplaced([moved, nowhere, *fine], modules) == [moved, nowhere]
+
+
+def test_the_order_of_the_rooms_names_every_room() -> None:
+    rooms = {file.parent.name for file in (ROOT / "gateway").glob("*/__init__.py")}
+    assert sorted(GATEWAY_ROOMS) == sorted(rooms)
