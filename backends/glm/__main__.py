@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from backends.glm.options import parse_options
+from backends.glm.priority import give_way
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
     Raises: SystemExit for --help and for mistakes in the arguments.
     """
     options = parse_options(argv)
+    give_way()  # until the model is there
     # After parsing, so that --help and a mistyped option answer without loading the server.
     from backends.glm.worker import run
 

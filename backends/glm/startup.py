@@ -7,7 +7,7 @@ import io
 import logging
 import queue
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
@@ -40,8 +40,41 @@ WARM_UP_SIDE_PX = 112
 WARM_UP_TEXT = "one two three " * 30  # some hundred tokens: enough to measure reading
 
 
-def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
-    """Load the checkpoint, measure one short generation with a picture, start the engine.
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A model in memory, and its engine, which does not run yet."""
+
+    options: Options
+    checkpoint: Checkpoint
+    engine: Engine
+    adapters: Adapters
+    step_tokens: int
+
+    def start(self) -> Serving:
+        """Start the engine and measure short generations with a picture.
+
+        The engine's threads have the priority of the one that calls this.
+
+        Raises: LoadError.
+        """
+        self.engine.start()
+        _warm_up(self.engine, self.checkpoint)
+        if not self.options.capacity.step_tokens:
+            speed = self.engine.load().prefill_tokens_per_s
+            self.engine.read_beside(beside_tokens(self.step_tokens, speed))
+        preparer = self.checkpoint.preparer(self.options.limits)
+        return Serving(engine=self.engine, preparer=preparer, adapters=self.adapters)
+
+
+def set_threads(options: Options) -> None:
+    """As many as were asked for. Torch makes some of them now: they outlive loading, so they have
+    the priority of the one that calls this."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+
+def assemble(options: Options, on_change: Callable[[], None]) -> Assembled:
+    """Load the checkpoint and lay it out for serving; no thread that outlives this is started.
 
     Blocks for as long as loading takes. `on_change` is handed to the engine.
 
@@ -59,7 +92,8 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         quantize=options.quantize,
         max_model_len=options.max_model_len,
     )
-    _set_threads(options, checkpoint)
+    if not options.threads and _is_small(checkpoint):
+        torch.set_num_threads(1)
     room = _room(options, checkpoint)
     longest = min(checkpoint.max_model_len, room.kv_tokens)
     checkpoint = replace(
@@ -91,21 +125,14 @@ def bring_up(options: Options, on_change: Callable[[], None]) -> Serving:
         kept_blocks=kept_blocks,
         on_change=on_change,
     )
-    engine.start()
-    _warm_up(engine, checkpoint)
-    if not options.capacity.step_tokens:
-        speed = engine.load().prefill_tokens_per_s
-        engine.read_beside(beside_tokens(room.step_tokens, speed))
-    return Serving(engine=engine, preparer=checkpoint.preparer(options.limits), adapters=adapters)
+    return Assembled(options, checkpoint, engine, adapters, room.step_tokens)
 
 
-def _set_threads(options: Options, checkpoint: Checkpoint) -> None:
+def _is_small(checkpoint: Checkpoint) -> bool:
     """Products of a small model are over before a second thread has woken, and the cores have
     pictures to decode and replies to write."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    elif sum(p.numel() for p in checkpoint.model.parameters()) < ONE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
+    parameters: int = sum(p.numel() for p in checkpoint.model.parameters())
+    return parameters < ONE_THREAD_PARAMETERS
 
 
 def _room(options: Options, checkpoint: Checkpoint) -> Capacity:

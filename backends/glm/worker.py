@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from importlib import import_module
 
 import structlog
 from aiohttp import web
 
 from backends.glm.files import check_files
 from backends.glm.options import Options
+from backends.glm.priority import gently, take_part
 from backends.glm.report import Changes, LoadReporter
 from backends.glm.server import make_app
 from backends.glm.service import Service, Serving
@@ -83,7 +85,7 @@ class _Worker:
         self._reporter = LoadReporter(self._service, self._changes)
         self._loaded: Serving | LoadFailure | None = None
         self._signals = 0
-        self._loader = threading.Thread(target=self._load, name="glm-load", daemon=True)
+        self._loader = threading.Thread(target=self._load, name="glm-start", daemon=True)
 
     async def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -141,9 +143,14 @@ class _Worker:
         """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""
         try:
             check_files(self._options.model)
-            from backends.glm.startup import bring_up  # imports torch, hence not at the top
+            # Imports torch, hence not at the top.
+            gently(lambda: import_module("backends.glm.startup"))
+            from backends.glm import startup
 
-            self._loaded = bring_up(self._options, self._changes.notify)
+            startup.set_threads(self._options)
+            assembled = gently(lambda: startup.assemble(self._options, self._changes.notify))
+            take_part()  # before anything is measured
+            self._loaded = assembled.start()
         except Exception as error:  # whatever it is, the process must end with its reason
             self._loaded = LoadFailure(str(error) or type(error).__name__)
         self._changes.notify()

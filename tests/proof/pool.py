@@ -10,7 +10,10 @@ are restarted one after the other.
     broken_streams     streams of the dead worker: each ended with an in-band error
     unexplained        streams that ended neither with [DONE] nor with an error    must be 0
     charged_twice      requests with more than one row that costs                  must be 0
-    ratio_kill, ratio_stop   p99 of the answers that needed one attempt, beside that before
+    ratio_kill, ratio_stop   p99 of the answers that needed one attempt, beside that before: from
+                       the fault until the worker is back, its restart on the same cores included
+    resent_ms          from the kill to the new attempt of a request that the dead worker had and
+                       had not begun to answer: the longest
 
 The workers answer from a script (`--nano`: three glm-4.6v-nano workers instead), so what is
 measured is the pool. Prints a table and, as its last line, one JSON object; ends with 1 when a
@@ -53,6 +56,7 @@ SECRET = "a secret of the proof, 32 bytes or more"
 ADMIN = "an admin token of the proof"
 CHUNKS = 10
 HANG_S = 8.0
+WARM_S = 1.0  # connections are made, and nothing is counted
 PATIENCE_S = 60.0
 
 
@@ -66,6 +70,7 @@ class Answered(NamedTuple):
     how: str  # ok | broken | failed | false_done | unexplained
     attempts: int
     detail: str = ""
+    request_id: str = ""
 
 
 class House:
@@ -180,7 +185,7 @@ class Load:
         self._house = house
         self._callers = callers
         self._numbers = itertools.count()
-        self.phase = "before"
+        self.phase = "warm"
         self.answers: list[Answered] = []
         self.stop = False
 
@@ -194,11 +199,13 @@ class Load:
         while not self.stop:
             stream = next(self._numbers) % 2 == 0
             phase, began_s = self.phase, time.monotonic()
-            how, attempts, detail = await self._ask(http, stream)
+            how, attempts, detail, request_id = await self._ask(http, stream)
             total_ms = 1000 * (time.monotonic() - began_s)
-            self.answers.append(Answered(phase, stream, began_s, total_ms, how, attempts, detail))
+            self.answers.append(
+                Answered(phase, stream, began_s, total_ms, how, attempts, detail, request_id)
+            )
 
-    async def _ask(self, http: aiohttp.ClientSession, stream: bool) -> tuple[str, int, str]:
+    async def _ask(self, http: aiohttp.ClientSession, stream: bool) -> tuple[str, int, str, str]:
         body = {
             "model": "glm-4.6v",
             "stream": stream,
@@ -206,22 +213,24 @@ class Load:
             "messages": [{"role": "user", "content": "Say what you see."}],
         }
         headers = {"Authorization": f"Bearer {self._house.token}"}
-        seen, attempts = b"", 0
+        seen, attempts, request_id = b"", 0, ""
         try:
             async with http.post(
                 f"{self._house.url}/v1/chat/completions", json=body, headers=headers
             ) as response:
                 attempts = int(response.headers.get("x-yuzui-attempts", "0"))
+                request_id = response.headers.get("x-yuzui-request-id", "")
                 if response.status != 200:
-                    return "failed", attempts, f"{response.status} {await response.text()}"
+                    text = f"{response.status} {await response.text()}"
+                    return "failed", attempts, text, request_id
                 async for data in response.content.iter_any():
                     seen += data
         except aiohttp.ClientError as error:
-            return ("unexplained" if seen else "failed"), attempts, repr(error)
+            return ("unexplained" if seen else "failed"), attempts, repr(error), request_id
         if not stream:
             whole = bool(msgspec.json.decode(seen)["choices"][0]["message"]["content"])
-            return ("ok" if whole else "failed"), attempts, ""
-        return judged(seen, words=None if self._house.nano else CHUNKS), attempts, ""
+            return ("ok" if whole else "failed"), attempts, "", request_id
+        return judged(seen, words=None if self._house.nano else CHUNKS), attempts, "", request_id
 
 
 def judged(seen: bytes, *, words: int | None) -> str:
@@ -249,10 +258,13 @@ async def prove(folder: Path, *, nano: bool, quick: bool) -> dict[str, Any]:
     async with running(folder, nano=nano) as house, aiohttp.ClientSession() as http:
         load = Load(house, callers)
         asking = spawn(load.run(), name="load")
+        await asyncio.sleep(WARM_S)
+        load.phase = "before"
         await asyncio.sleep(calm_s)
         load.phase = "kill"
         killed = house.workers[1][0]
         assert killed.pid is not None
+        killed_s = time.monotonic()
         os.kill(killed.pid, signal.SIGKILL)
         out_kill_s = await _out_of_rotation(house, http, "w2")
         await asyncio.sleep(calm_s / 2)
@@ -278,7 +290,30 @@ async def prove(folder: Path, *, nano: bool, quick: bool) -> dict[str, Any]:
         await asking
         rows = await _rows(house)
     figures = _figures(load.answers, rows, out_kill_s, out_stop_s)
-    return {**figures, "rolled": rolled, "at_the_roll": _of_phase(load.answers, "roll")}
+    return {
+        **figures,
+        "resent_ms": resent_ms(load.answers, rows, killed_s),
+        "rolled": rolled,
+        "at_the_roll": _of_phase(load.answers, "roll"),
+    }
+
+
+def resent_ms(answers: list[Answered], rows: list[Any], killed_s: float) -> int | None:
+    """The longest time from the death of a worker to the new attempt of a request that it had and
+    had not begun to answer. None: it had none such.
+
+    The new attempt began as long before the answer came as its row says that it took. That is known
+    of answers in one piece (a row's TTFT is then the whole answer's), so these are looked at.
+    """
+    took_ms = {row.request_id: row.ttft_ms for row in rows if row.final and row.ttft_ms}
+    found = [
+        1000 * (answer.began_s - killed_s) + answer.total_ms - took_ms[answer.request_id]
+        for answer in answers
+        if answer.how == "ok" and answer.attempts > 1 and not answer.stream
+        and answer.request_id in took_ms
+        and answer.began_s < killed_s < answer.began_s + answer.total_ms / 1000
+    ]  # fmt: skip
+    return round(max(found)) if found else None
 
 
 def _of_phase(answers: list[Answered], phase: str) -> str:

@@ -9,11 +9,14 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+
+from backends.glm.priority import AS_USUAL, GIVING_WAY
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +30,11 @@ async def start() -> AsyncIterator[Start]:
     """Starts workers; none outlives its test, whatever becomes of the test."""
     started: list[asyncio.subprocess.Process] = []
 
-    async def one(*arguments: str) -> asyncio.subprocess.Process:
+    async def one(*arguments: str, session: bool = False) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1", *arguments,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            start_new_session=session,
         )  # fmt: skip
         started.append(process)
         return process
@@ -103,6 +107,38 @@ async def test_a_worker_from_start_to_drain(
     assert {"ready", "chat", "draining"} <= {line["event"] for line in lines}
     assert "secret" not in json.dumps(lines)
     assert not port_file.exists()
+
+
+def priorities(pid: int) -> tuple[int, dict[str, int]]:
+    """Nice value of a process's session, and of each of its threads."""
+    session = Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
+    tasks = [task.name for task in Path(f"/proc/{pid}/task").iterdir()]
+    return int(session), {task: os.getpriority(os.PRIO_PROCESS, int(task)) for task in tasks}
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroups here")
+async def test_it_gives_way_while_it_loads_and_takes_part_once_it_serves(
+    start: Start, checkpoint_path: Path
+) -> None:
+    process = await start("--model", str(checkpoint_path), "--threads", "2", session=True)
+    url = await listening(process)
+    assert priorities(process.pid)[0] == GIVING_WAY
+    seen: set[int] = set()
+    async with aiohttp.ClientSession(url) as http, asyncio.timeout(READY_S):
+        while True:
+            async with http.get("/health") as health:
+                if health.status == 200:
+                    break
+            with suppress(ProcessLookupError):  # a thread that ended while we looked
+                seen |= set(priorities(process.pid)[1].values())
+            await asyncio.sleep(0.05)
+        body = {"model": "glm-4.6v", "messages": [{"role": "user", "content": "hello"}]}
+        async with http.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200
+    assert GIVING_WAY in seen  # the positive control
+    session, threads = priorities(process.pid)
+    assert session == AS_USUAL
+    assert set(threads.values()) == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_path: Path) -> None:
