@@ -21,7 +21,9 @@ SEED = 20261126
 
 # Every width as in the 9B but narrower, with the vocabulary of nano: with GLM's 151,552 rows the
 # embedding alone would be larger than the layers. Linears are wide enough (6656 x 1024) that
-# reading weights, not calling kernels, takes the time, as on a real model.
+# reading weights, not calling kernels, takes the time, as on a real model. Weights are spread three
+# times as far as usual: every token then depends on all before it and on the picture, where the
+# answers of a random model would else repeat one word, right or wrong.
 MID: dict[str, dict[str, Any]] = {
     "text": {
         "hidden_size": 1024,
@@ -30,6 +32,7 @@ MID: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
+        "initializer_range": 0.06,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,

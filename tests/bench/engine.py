@@ -15,10 +15,13 @@ Threads: --threads is how many cores each side may use (OMP_NUM_THREADS of its p
 of them it uses is its own choice, as in use: the references all, our worker fewer where that is
 faster.
 
-Answers: in float32 the greedy answers of our worker must be those of the references; if they are
-not for the trained weights, the exit code is 1. In bfloat16 nothing is said about mid's answers
-(no mid_*_equal): with 8 bits of mantissa the two likeliest of some thousand tokens of a model with
-random weights are often equal, and each side's order of sums picks another one of them.
+Answers: in float32 the greedy answers of our worker must be those of the references, white space
+at the beginning aside, which GLM's format has as layout before an answer and our worker drops
+(*_equal). One that is another is checked token by token: plain generate() is led along it, and no
+token may be behind the likeliest one by more than 0.001, what another order of sums can make
+(*_equal_or_tied). If one is, the exit code is 1. In bfloat16 nothing is said about mid's answers:
+with 8 bits of mantissa the two likeliest tokens of a model with random weights are often equal,
+and each side's order of sums picks another one of them.
 
 Prints a table and, as its last line, one JSON object; its ratios are tokens a second over
 `transformers serve` at the same burst, `single_ratio` over `generate()` for one request.
@@ -56,6 +59,10 @@ SIDE_PX = 224
 WORDS = {"nano": 44, "mid": 16}
 SUBJECTS = ("circle", "square", "triangle", "star", "heart", "diamond")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+# The likeliest two tokens this close may change places with the size of a batch: sums of float32
+# are rounded in another order. generate() alone and on a batch differ by up to 8e-5 (mid) and 7e-6
+# (nano) in logits that spread over 1.7 and 4.
+TIE = 1e-3
 ASKED = ("how many", "what colour", "where", "is there a", "which", "describe the")
 
 
@@ -75,17 +82,25 @@ class Plan:
 
 @dataclass
 class Figures:
-    """One side at one burst, over the rounds."""
+    """One side at one burst, over the rounds. `tied`: of the answers that were others than the
+    reference's, how many are as good; None: not asked."""
 
     per_s: list[float] = field(default_factory=list)
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
+    tied: int | None = None
 
     @property
     def tokens_per_s(self) -> float:
         return statistics.median(self.per_s)
+
+    def others(self, reference: Figures) -> list[int]:
+        """Which answers are not those of a reference."""
+        pairs = zip(self.texts, reference.texts, strict=True)
+        return [n for n, (a, b) in enumerate(pairs) if a.lstrip() != b.lstrip()]
 
 
 Measured = dict[tuple[str, str, int], Figures]
@@ -101,16 +116,13 @@ def main() -> int:
         dtypes[model] = number_type(plan.dtype, checkpoints.number_type(path), cpu_flags())
         _say(f"{model}: {checkpoints.parameters(path) / 1e6:.0f} M parameters, {dtypes[model]}")
         _measure(replace(plan, dtype=dtypes[model]), model, path, measured)
+        if dtypes[model] == "float32" and "--quantize" not in plan.worker:
+            _judge(model, path, plan.threads, measured)
     print(_table(measured, dtypes))
     figures = ratios(measured, dtypes)
-    # Random weights leave the two likeliest tokens almost equal now and then, and a batch rounds
-    # its sums in another order than one request alone: only trained ones must answer alike always.
-    wrong = [
-        k for k, v in figures.items() if k.startswith("nano") and k.endswith("_equal") and v < 1
-    ]
     print(json.dumps({**figures, **{f"{model}_dtype": name for model, name in dtypes.items()}}))
-    exact = dtypes.get("nano") == "float32" and "--quantize" not in plan.worker
-    return 1 if wrong and exact else 0
+    wrong = [key for key, share in figures.items() if key.endswith("_or_tied") and share < 1]
+    return 1 if wrong else 0
 
 
 def _plan() -> Plan:
@@ -148,7 +160,7 @@ def _measure(plan: Plan, model: str, path: Path, measured: Measured) -> None:
         for name in plan.sides:
             began = time.monotonic()
             sides[name] = stack.enter_context(_started(name, plan, path, Path(folder)))
-            sides[name].ask(_bodies(model, f"warm up {name}", 2, plan.tokens))
+            sides[name].ask(bodies_of(model, f"warm up {name}", 2, plan.tokens))
             sides[name].pause()
             _say(f"{model}: {name} is up and warm after {time.monotonic() - began:.0f} s")
         for burst in plan.bursts:
@@ -165,10 +177,11 @@ def _once(side: Side, model: str, burst: int, turn: int, tokens: int, figures: F
     """One measurement of one side: a burst, or some single requests in a row."""
     made, spent_s = 0, 0.0
     for single in range(SINGLES if burst == 1 else 1):
-        bodies = _bodies(model, f"{burst} {turn} {single}", burst, tokens)
+        bodies = bodies_of(model, f"{burst} {turn} {single}", burst, tokens)
         answers, seconds = side.ask(bodies)
         made += sum(answer.completion_tokens for answer in answers)
         spent_s += seconds
+        figures.asked += bodies
         figures.texts += [answer.text for answer in answers]
         figures.prompt_tokens = max(answer.prompt_tokens for answer in answers)
         if side.streams:
@@ -178,6 +191,39 @@ def _once(side: Side, model: str, burst: int, turn: int, tokens: int, figures: F
     if made != wanted:
         raise RuntimeError(f"{side.name} made {made} tokens and not {wanted}")
     figures.per_s.append(made / spent_s)
+
+
+def _judge(model: str, path: Path, threads: int, measured: Measured) -> None:
+    """Count ties among the answers of ours that are not the reference's."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        judge: Generate | None = None
+        for (name, side, burst), ours in measured.items():
+            reference = _reference(measured, model, burst)
+            if (name, side) != (model, "ours") or reference is None:
+                continue
+            ours.tied = 0
+            for number in ours.others(reference):
+                if judge is None:
+                    log = Path(folder) / "judge.log"
+                    judge = Generate.start(path, dtype="float32", threads=threads, log=log)
+                    stack.callback(judge.stop)
+                body = ours.asked[number]
+                behind = judge.behind(body, ours.texts[number])
+                tied = len(behind) == body["max_tokens"] and max(behind) < TIE
+                ours.tied += tied
+                _say(f"{model}: burst of {burst}, answer {number} is {_verdict(behind, tied)}")
+
+
+def _verdict(behind: list[float], tied: bool) -> str:
+    if tied:
+        return f"another one by a tie of {max(behind):.1e}"
+    at = next((n for n, far in enumerate(behind) if far >= TIE), len(behind))
+    far = f"{behind[at]:.3g} behind" if at < len(behind) else "not among the likely ones"
+    return f"wrong: its token {at} is {far}"
+
+
+def _reference(measured: Measured, model: str, burst: int) -> Figures | None:
+    return measured.get((model, "serve", burst)) or measured.get((model, "generate", burst))
 
 
 @contextmanager
@@ -194,8 +240,9 @@ def _started(name: str, plan: Plan, path: Path, folder: Path) -> Iterator[Side]:
         side.stop()
 
 
-def _bodies(model: str, seed: str, count: int, tokens: int) -> list[dict[str, Any]]:
-    """Requests that share no picture and no text: nothing can be answered from a cache."""
+def bodies_of(model: str, seed: str, count: int, tokens: int) -> list[dict[str, Any]]:
+    """Chat requests of `tokens` output tokens. They share no picture and no text: nothing can be
+    answered from a cache."""
     bodies = []
     for index in range(count):
         rng = random.Random(f"{model} {seed} {index}")
@@ -260,10 +307,13 @@ def ratios(measured: Measured, dtypes: Mapping[str, str]) -> dict[str, float]:
             found[f"{model}_ratio_{burst}"] = round(ours.tokens_per_s / serve.tokens_per_s, 2)
             ttft = percentile(ours.ttft_s, 0.99) / percentile(serve.ttft_s, 0.99)
             found[f"{model}_ttft_p99_ratio_{burst}"] = round(ttft, 3)
-        reference = serve or measured.get((model, "generate", burst))
+        reference = _reference(measured, model, burst)
         if reference and (model == "nano" or dtypes[model] == "float32"):
-            same = sum(a == b for a, b in zip(ours.texts, reference.texts, strict=True))
-            found[f"{model}_{burst}_equal"] = round(same / len(ours.texts), 3)
+            count = len(ours.texts)
+            same = count - len(ours.others(reference))
+            found[f"{model}_{burst}_equal"] = round(same / count, 3)
+            if ours.tied is not None:
+                found[f"{model}_{burst}_equal_or_tied"] = round((same + ours.tied) / count, 3)
         if burst == 1 and (plain := measured.get((model, "generate", 1))):
             found[f"{model}_single_ratio"] = round(ours.tokens_per_s / plain.tokens_per_s, 2)
     # The worse of the two checkpoints stands for both.

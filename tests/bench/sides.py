@@ -160,16 +160,23 @@ class Generate(_Process):
 
     def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Answer], float]:
         tokens = bodies[0]["max_tokens"]
-        chats = [body["messages"] for body in bodies]
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"chats": chats, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
-        reply = self._line()
+        reply = self._said(chats=[body["messages"] for body in bodies], tokens=tokens)
         answers = [
             Answer(text=text, ttft_s=0.0, total_s=0.0, prompt_tokens=0, completion_tokens=tokens)
             for text in reply["texts"]
         ]
         return answers, reply["seconds"]
+
+    def behind(self, body: dict[str, Any], text: str) -> list[float]:
+        """How greedy a text is as an answer: see `plain_generate.follow`."""
+        reply = self._said(chats=[body["messages"]], tokens=body["max_tokens"], text=text)
+        return list(reply["behind"])
+
+    def _said(self, **wanted: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.flush()
+        return self._line()
 
     def _line(self) -> dict[str, Any]:
         assert self.process.stdout is not None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from tests.bench.engine import Figures, number_type, ratios
@@ -49,6 +53,21 @@ def test_in_bfloat16_nothing_is_said_about_the_answers_of_random_weights() -> No
     assert "mid_8_equal" not in found
 
 
+def test_white_space_before_an_answer_is_no_difference() -> None:
+    ours = _figures(100, 0.1, [" a b", "c", "d "])
+    assert ours.others(_figures(100, 0.1, ["a b", "\nc", "d"])) == [2]
+
+
+def test_other_answers_that_are_as_good_are_counted_apart() -> None:
+    ours = _figures(100, 0.1, ["a", "b", "c", "d"])
+    ours.tied = 1
+    found = ratios(
+        {("mid", "ours", 8): ours, ("mid", "serve", 8): _figures(10, 1, ["a", "b", "x", "y"])},
+        FLOAT32,
+    )
+    assert (found["mid_8_equal"], found["mid_8_equal_or_tied"]) == (0.5, 0.75)
+
+
 @pytest.mark.parametrize(
     ("wanted", "own", "flags", "taken"),
     [
@@ -65,3 +84,20 @@ def test_auto_is_the_checkpoints_own_type_where_the_cpu_computes_in_it(
     wanted: str, own: str, flags: set[str], taken: str
 ) -> None:
     assert number_type(wanted, own, frozenset(flags)) == taken
+
+
+@pytest.mark.slow
+def test_the_benchmark_in_short() -> None:
+    """All three sides for real, over few tokens; its last line is what others read."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.engine", "--only", "nano", "--tokens", "4",
+         "--bursts", "1,3"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["nano_dtype"] == "float32"
+    assert figures["nano_3_equal_or_tied"] == figures["nano_1_equal_or_tied"] == 1
+    assert figures["nano_ratio_3"] > 0
+    assert figures["single_ratio"] == figures["nano_single_ratio"] > 0
+    assert "nano (float32), burst of 3, transformers serve" in done.stdout
