@@ -35,13 +35,13 @@ class Changes:
         change, self._next = self._next, asyncio.Event()
         change.set()
 
-    async def wait(self, timeout_s: float | None) -> None:
-        """Return at the next change, or after the time-out."""
+    async def wait(self, timeout_s: float | None) -> bool:
+        """Return at the next change, or after the time-out; whether there was a change."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._next.wait()
+                return await self._next.wait()
         except TimeoutError:
-            return
+            return False
 
 
 class LoadReporter:

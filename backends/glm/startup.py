@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
+from backends.glm import heap
 from backends.glm.adapters import Adapters, load_named
 from backends.glm.capacity import Capacity, beside_tokens, capacity
 from backends.glm.engine import Engine
@@ -62,6 +63,7 @@ class Assembled:
         if not self.options.capacity.step_tokens:
             speed = self.engine.load().prefill_tokens_per_s
             self.engine.read_beside(beside_tokens(self.step_tokens, speed))
+        heap.settle()
         preparer = self.checkpoint.preparer(self.options.limits)
         return Serving(engine=self.engine, preparer=preparer, adapters=self.adapters)
 

@@ -16,6 +16,7 @@ from importlib import import_module
 import structlog
 from aiohttp import web
 
+from backends.glm import heap
 from backends.glm.files import check_files
 from backends.glm.options import Options
 from backends.glm.priority import gently, take_part
@@ -25,6 +26,7 @@ from backends.glm.service import Service, Serving
 
 DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
 STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over
+REST_S = 1.0  # without a request for so long, a worker is at rest: longer than most gaps in a crowd
 LAST_BYTES_S = 5.0  # for replies that are made but not written yet
 
 _log = structlog.get_logger("glm.worker")
@@ -39,6 +41,7 @@ class LoadFailure:
 
 def run(options: Options) -> int:
     """Run the worker until a signal ends it; the process's exit code."""
+    heap.keep_freed()
     configure_logging()
 
     async def life() -> int:
@@ -108,8 +111,7 @@ class _Worker:
             if self._loaded is not None:
                 self._service.ready(self._loaded)
                 _log.info("ready", model=self._options.names[0], worker=self._options.worker)
-            while not self._signals:
-                await self._changes.wait(None)
+            await self._serve()
             await self._drain()
             return 0
         finally:
@@ -154,6 +156,16 @@ class _Worker:
         except Exception as error:  # whatever it is, the process must end with its reason
             self._loaded = LoadFailure(str(error) or type(error).__name__)
         self._changes.notify()
+
+    async def _serve(self) -> None:
+        """Until a signal comes. Once in every rest, memory is given back."""
+        tidy = True
+        while not self._signals:
+            if await self._changes.wait(REST_S if self._service.idle and not tidy else None):
+                tidy = False
+            elif self._service.idle:
+                await asyncio.to_thread(heap.give_back)
+                tidy = True
 
     def _on_signal(self) -> None:
         self._signals += 1

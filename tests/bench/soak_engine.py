@@ -4,7 +4,8 @@
 process, and every fourth caller leaves at a random moment. Each answer is compared with the known
 one of its request, which plain `generate()` gave beforehand, so a word of somebody else's is found.
 Every few hundred requests the worker is left in peace: then no slot, no cache entry, no descriptor
-may be in use, and its memory must be what it was after the warm-up, within 2 %.
+may be in use, and its memory, once it has rested and given back what it had freed, must be what it
+was after the warm-up, within 2 %.
 
 Prints a table and, as its last line, one JSON object; the exit code is 1 if anything was kept.
 """
@@ -42,6 +43,7 @@ ABORTED, SAMPLED, STREAMED, STOPPED = 0.25, 0.1, 0.5, 0.15  # shares of the requ
 LEAVES_AFTER_S = (0.001, 0.5)  # from before the request is read to after most answers are whole
 RSS_GROWTH_MAX = 0.02
 PEACE_S = 60.0
+REST_S = 2.0  # a worker gives memory back after a second without a request
 SIZES = ((64, 64), (224, 224), (640, 480), (300, 400))
 WORDS = (
     "what colour shape where how many circle square star left right red blue green the is".split()
@@ -207,6 +209,7 @@ class _Soak:
                         if self._rng.random() < 0.3:
                             await asyncio.sleep(self._rng.expovariate(1 / 0.1))
                 self._found.kept.append(await self._peace(http))
+                await asyncio.sleep(REST_S)
                 self._found.rss_mb.append(self._worker.rss_mb())
                 print(f"round {number + 1} of {ROUNDS}: {self._found.rss_mb[-1]:.0f} MB, "
                       f"{dict(self._found.counts)}", file=sys.stderr, flush=True)  # fmt: skip
