@@ -25,7 +25,6 @@ from policies.charge import Charge, charge
 from policies.exchange import Event, Resolve, Step, Then
 from policies.plan import PASSING, RETRY_AFTER_S
 from policies.types import (
-    Attempt,
     Facts,
     Principal,
     Reason,
@@ -61,7 +60,6 @@ class Exchange:
         self._reason = why.reason
         self._cost_nano = 0  # of all attempts together, as the books have it
         self._saved_nano = 0
-        self._exhausted: Exhausted | None = None
         self._limited_by: Exhausted | None = None  # the budget that ended the answer early
 
     @property
@@ -226,28 +224,29 @@ class Exchange:
 
     # ------------------------------------------------------------ what the client is told
 
-    def exhausted(self, attempt: Attempt, found: Exhausted) -> None:
-        """A budget had no room for an attempt; the next one may draw on others."""
-        self._attempts -= 1  # it was drafted and not sent
-        self._exhausted = self._exhausted or found
-        self._route = f"{attempt.site.value}:{attempt.target}"
-
     def curtailed(self, run: Run, found: Exhausted | None) -> Step:
         """A stream was ended because its hold could not grow."""
         self._limited_by = found
         run.finish_reason = "length"
         return run.advance(Event.CURTAILED)
 
-    def over_budget(self) -> GatewayError:
-        """Names the budget, what is used of it, and when it starts anew."""
-        assert self._exhausted is not None
+    def over_budget(self, found: Exhausted) -> GatewayError:
+        """A budget had no room for an attempt; the next one may draw on others. Names the budget,
+        what is used of it, and when it starts anew."""
+        self._attempts -= 1  # it was drafted and not sent
         self._reason = Reason.BUDGET_EXHAUSTED
         self._route = None
-        text = refusal_text(self._exhausted.budget, self._exhausted.amount_nano)
+        text = refusal_text(found.budget, found.amount_nano)
         if any(seen.verdict in PASSING for seen in self._why.considered):
             # a place without that budget may be free in a moment: repeating can help
             return GatewayError(503, "no_capacity", text, retry_after_s=RETRY_AFTER_S)
         return insufficient_quota(text)
+
+    def no_books(self) -> GatewayError:
+        """Money cannot be held now; the next attempt may need none."""
+        self._attempts -= 1
+        text = "the books cannot be reached; nothing was sent and nothing is charged"
+        return GatewayError(503, "ledger_unavailable", text, retry_after_s=1)
 
     def no_room(self, late: NoRoom) -> GatewayError:
         """No local slot came free in time, and the plan has nothing else."""

@@ -37,6 +37,9 @@ from policies.types import Attempt, Refusal, Site, SloClass
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
 HOLD_GRACE_S = 30.0
+# A local request that may go on without the books waits for them no longer than this. They answer
+# within milliseconds; whoever has no other way waits for the whole time limit of a call.
+BOOKS_PATIENCE_S = 0.2
 # How often one request is given back by busy workers before its plan goes on.
 BUSY_MAX = 8
 _PRIORITY = {SloClass.INTERACTIVE: 0, SloClass.BATCH: 1}  # inside of our worker the lesser first
@@ -97,9 +100,10 @@ class _Attempts:
                 continue
             # Counted from here on: whoever decides while we reserve must see that we are coming.
             with place.sending:
-                run = await self._reserve(number, place.attempt)
-                if run is None:
-                    error = error or self._exchange.over_budget()
+                try:
+                    run = await self._reserve(number, place.attempt)
+                except GatewayError as refused:
+                    error = error or refused  # the next attempt may draw on less, or on nothing
                     continue
                 try:
                     return await self._answer(run)
@@ -133,8 +137,9 @@ class _Attempts:
 
     # ------------------------------------------------------------ reserve
 
-    async def _reserve(self, number: int, attempt: Attempt) -> Run | None:
-        """Holds the attempt's money. None: a budget has no room for it."""
+    async def _reserve(self, number: int, attempt: Attempt) -> Run:
+        """Holds the attempt's money. Raises GatewayError when a budget has no room for it, or when
+        the books cannot be reached."""
         run = Run(number, attempt, hold_id=f"{self._exchange.facts.request_id}.{number}")
         draft = self._exchange.draft(run)
         reserved = await self._hold(run, draft)
@@ -142,8 +147,7 @@ class _Attempts:
             run.tighten(reserved)
             reserved = await self._hold(run, draft)
         if isinstance(reserved, Exhausted):
-            self._exchange.exhausted(attempt, reserved)
-            return None
+            raise self._exchange.over_budget(reserved)
         return run
 
     async def _hold(self, run: Run, draft: Row) -> Reserved | Exhausted:
@@ -156,13 +160,14 @@ class _Attempts:
             deadline_s=now_s + self._timeouts(attempt).total_s + HOLD_GRACE_S,
             draft=draft,
         )
+        spools = attempt.site is Site.LOCAL and self._gateway.spool is not None
+        patience_s = BOOKS_PATIENCE_S if spools else None
         try:
-            return await self._gateway.ledger.reserve(hold, now_s)
+            return await self._gateway.ledger.reserve(hold, now_s, patience_s=patience_s)
         except LedgerUnavailable:  # it gives back by itself what it may have held
             if self._spooled(run, hold):
                 return Reserved(hold_id=run.hold_id, budgets=())
-            text = "the books cannot be reached; nothing was sent and nothing is charged"
-            raise GatewayError(503, "ledger_unavailable", text, retry_after_s=1) from None
+            raise self._exchange.no_books() from None
 
     def _spooled(self, run: Run, hold: HoldRequest) -> bool:
         """Whether a local attempt may go on without the books; it is noted on disk then."""

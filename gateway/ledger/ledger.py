@@ -147,9 +147,12 @@ class Ledger(Watched):
 
     # ------------------------------------------------------------ the life of a hold
 
-    async def reserve(self, hold: HoldRequest, now_s: float) -> Reserved | Exhausted:
+    async def reserve(
+        self, hold: HoldRequest, now_s: float, *, patience_s: float | None = None
+    ) -> Reserved | Exhausted:
         """Holds `amount_nano` on every budget of the hold's scopes, or on none.
 
+        patience_s: for who has another way and need not wait for all of the call's time limit
         When the answer does not come (LedgerUnavailable with ambiguous, or the caller is
         cancelled) the hold is voided as soon as Redis can be reached; use a new id to try again.
         Raises HoldClosed for an id that is resolved, ValueError for an amount or deadline out of
@@ -165,7 +168,7 @@ class Ledger(Watched):
         try:
             for _ in range(RELOADS_MAX):
                 drawn = self._budgets.drawn(hold.scopes, ours_s)
-                reply: list[Any] = await self._hot.run(
+                asked = self._hot.run(
                     self._keys.reserve,
                     hold.id,
                     hold.amount_nano,
@@ -178,6 +181,7 @@ class Ledger(Watched):
                     self._budgets.epoch,
                     more=[budget.packed for budget in drawn],
                 )
+                reply = await (asked if patience_s is None else _soon(asked, patience_s))
                 if reply[0] != 0:
                     return self._reserved(hold, draft, drawn, reply)
                 epoch, limits, defs = reply[2:]
@@ -352,3 +356,12 @@ class Ledger(Watched):
             _log.warning("lease_not_ended: it runs out by itself")
         await self._control.close()
         await self._hot.close()
+
+
+async def _soon(asked: asyncio.Future[Any], patience_s: float) -> Any:
+    """The reply, if it comes in time. One that has come while this loop stood still is in time."""
+    done, _ = await asyncio.wait((asked,), timeout=patience_s)
+    if not done:
+        asked.cancel()  # the link reads the late reply and drops it
+        raise LedgerUnavailable("Redis did not answer in time", ambiguous=True)
+    return asked.result()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import io
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.ledger.rows import Outcome, Row, RowState
 from gateway.tasks import spawn
 from policies.types import Sensitivity, Site, SloClass
+from tests.gateway.redis_servers import RealServer
 from tests.gateway.rig import ADMIN_TOKEN, rig, until
 from tests.ports import free_port
 
@@ -458,3 +460,32 @@ async def test_a_stop_waits_for_what_runs(books_url: str) -> None:
         assert answer.ended_well
         with pytest.raises(aiohttp.ClientConnectionError):
             await house.ask()
+
+
+async def test_while_the_cloud_is_frozen_its_requests_go_where_no_bill_comes_from(
+    own_server: Callable[..., RealServer],
+) -> None:
+    """A full pool sends a request to the cloud; with the books in doubt it waits for a worker."""
+    server = own_server()
+    settings = {"limits.ttft_interactive_s": 0.001}
+    async with rig(server.url, workers=[NARROW], cloud=True, settings=settings) as house:
+        first = spawn(house.ask(model="local/glm-4.6v"), name="first")
+        await until(lambda: house.workers[0].running == 1)
+        assert (await house.ask()).header("route") == CLOUD  # the positive control
+        with server.client() as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")  # such a server may forget budgets
+        async with asyncio.timeout(30):
+            while (await house.ask(model="cloud/glm-4.6v")).status == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await first
+        sent = len(await house.cloud_requests())
+        busy = [spawn(house.ask(model="local/glm-4.6v"), name="busy") for _ in range(2)]
+        await until(lambda: house.workers[0].running == 1)
+        answer = await house.ask()
+        assert (answer.status, answer.header("route")) == (200, "local:w1")
+        assert answer.header("attempts") == "1"
+        assert {(await one).status for one in busy} == {200}
+        refused = await house.ask(model="cloud/glm-4.6v")
+        assert (refused.status, refused.code) == (503, "ledger_unavailable")
+        assert refused.header("attempts") == "0"
+        assert len(await house.cloud_requests()) == sent

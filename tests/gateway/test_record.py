@@ -275,8 +275,7 @@ def exhausted(resets_at_s: float | None = 1_795_276_800.0) -> Exhausted:
 def test_an_exhausted_budget_is_named_with_its_figures_and_its_end() -> None:
     kit = Kit()
     kit.run()
-    kit.exchange.exhausted(kit.attempts[0], exhausted())
-    error = kit.exchange.explain(kit.exchange.over_budget())
+    error = kit.exchange.explain(kit.exchange.over_budget(exhausted()))
     assert (error.status, error.code) == (429, "insufficient_quota")
     assert error.message == (
         "the budget backend:cloud (day) is exhausted: limit 0.05 CNY, posted 0.049, "
@@ -296,15 +295,18 @@ def test_an_exhausted_budget_is_named_with_its_figures_and_its_end() -> None:
 def test_a_budget_that_never_starts_anew_does_not_say_when() -> None:
     kit = Kit()
     kit.run()
-    kit.exchange.exhausted(kit.attempts[0], exhausted(None))
-    assert kit.exchange.over_budget().message.endswith("held 0.000999999, asked for 0.000002")
+    message = kit.exchange.over_budget(exhausted(None)).message
+    assert message.endswith("held 0.000999999, asked for 0.000002")
 
 
-async def test_a_target_without_money_leaves_no_trace_when_the_next_one_answers() -> None:
+@pytest.mark.parametrize("why", ["no_money", "no_books"])
+async def test_a_target_without_money_leaves_no_trace_when_the_next_one_answers(why: str) -> None:
     kit = Kit()
     kit.run(0)
-    kit.exchange.exhausted(kit.attempts[0], exhausted())
-    kit.exchange.over_budget()
+    if why == "no_money":
+        kit.exchange.over_budget(exhausted())
+    else:
+        assert kit.exchange.no_books().code == "ledger_unavailable"
     await kit.finish(kit.run(1))
     headers = kit.exchange.headers()
     assert headers["x-yuzui-reason"] == "fallback"

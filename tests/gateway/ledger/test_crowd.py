@@ -125,17 +125,18 @@ async def until_back(ledger: Ledger) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize(("call_timeout_s", "patience_s"), [(0.1, None), (0.5, 0.05)])
 async def test_a_reservation_without_an_answer_is_given_back(
-    own_server: Callable[..., RealServer],
+    own_server: Callable[..., RealServer], call_timeout_s: float, patience_s: float | None
 ) -> None:
     """The server is stopped: the call may or may not take effect. It does, later, and is voided."""
     server = own_server()
-    async with books(server.url, call_timeout_s=0.1) as ledger:
+    async with books(server.url, call_timeout_s=call_timeout_s) as ledger:
         await ledger.set_budget(TENANT, limit_nano=100, period="day", zone=ZONE, now_s=NOW_S)
         server.signal(signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(LedgerUnavailable) as caught:
-            await ledger.reserve(hold("r.0", 80), NOW_S)
+            await ledger.reserve(hold("r.0", 80), NOW_S, patience_s=patience_s)
         assert caught.value.ambiguous
         assert time.monotonic() - began < 1.0
         with pytest.raises(LedgerUnavailable):

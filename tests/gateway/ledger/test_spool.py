@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from gateway.ledger.spool import Spool, SpoolFull, pack_line, read_spool
 from policies.types import Site
 from tests.gateway.ledger.kit import NOW_S, ZONE, books, hold, row, rows_of, settled_up
 from tests.gateway.redis_servers import RealServer
-from tests.gateway.rig import rig
+from tests.gateway.rig import PATIENCE_S, rig
 from tests.proof.proxy import Mishaps, Proxy
 
 TENANT = "tenant:acme"
@@ -214,6 +215,27 @@ async def test_without_redis_local_goes_on_by_policy_and_the_cloud_never_does(
         await house.settled()
     assert os.listdir(tmp_path) == (["spool"] if without_books else [])
     assert not without_books or os.listdir(tmp_path / "spool") == []
+
+
+async def test_a_local_request_that_needs_no_books_does_not_wait_out_a_redis_that_hangs(
+    own_server: Callable[..., RealServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time limit for a call is longer than this test has patience."""
+    patient = partial(Ledger.connect, call_timeout_s=10 * PATIENCE_S)
+    monkeypatch.setattr(Ledger, "connect", patient)
+    server = own_server()
+    settings = {"limits.local_without_books": True, "data_dir": str(tmp_path)}
+    async with rig(server.url, workers=[ServerOptions(chunks=5)], settings=settings) as house:
+        await house.ready_worker()
+        server.signal(signal.SIGSTOP)
+        for stream in (False, True):
+            assert (await house.ask(stream=stream)).status == 200
+        server.signal(signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(rows := await house.rows()) < 2:  # noqa: ASYNC110 - Redis has no event
+                await asyncio.sleep(0.1)
+        assert all("spooled" in row.flags for row in rows)
+        assert (await house.settled()) == rows  # what was held meanwhile was given back
 
 
 async def _rows(house):  # type: ignore[no-untyped-def]
