@@ -7,10 +7,14 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+import structlog
+
 from backends.glm.__main__ import main as worker_main
 from gateway.commands.announce import add_announcement, announcement
 from gateway.commands.options import add_config, load_config
 from gateway.pool.heartbeats import Announcement, announce
+
+_log = structlog.get_logger("yuzui.announce")
 
 PATIENCE_S = 3.0  # for taking the announcement back at the end
 
@@ -68,4 +72,7 @@ class _Beside:
     async def _announce(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        await announce(self._said, self._redis_url, self._stop)
+        await announce(self._said, self._redis_url, self._stop, told=self._told)
+
+    def _told(self, state: str) -> None:
+        _log.info("announcement", worker=self._said.name, url=self._said.url, state=state)

@@ -23,6 +23,7 @@ import structlog
 from backends.base import Failure, Timeouts
 from backends.egress import Egress
 from backends.pool.members import Member
+from backends.pool.reports import STATUS, Status, maybe
 from gateway.redis.link import LedgerFault, LedgerUnavailable, RedisLink
 from policies.types import Capability, Sensitivity
 
@@ -136,23 +137,25 @@ async def announce(
     every_s: float = BEAT_EVERY_S,
     told: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Writes a worker down for as long as it answers its probes, until `stop`; then removes it.
+    """Writes a worker down for as long as it answers its probes, until `stop`; then removes it. One
+    that drains is removed as soon as it says so; one that is silent is left to expire.
 
-    told: hears of every change: "announced", "not answering", "no Redis". Raises EgressDenied for
-    an address that no gateway could reach.
+    told: hears of every change: "announced", "draining", "not answering", "no Redis". Raises
+    EgressDenied for an address that no gateway could reach.
     """
     egress = Egress(allowed=[said.url])
     beats = Heartbeats(redis_url)
     state = ""
     try:
         while not stop.is_set():
-            now = "not answering"
-            if await _answers(egress, said.url):
-                try:
+            now = await _state(egress, said.url)
+            try:
+                if now == "announced":
                     await beats.write(said)
-                    now = "announced"
-                except OSError:
-                    now = "no Redis"
+                elif now == "draining" and now != state:
+                    await beats.remove(said.name)
+            except OSError:
+                now = "no Redis"
             if now != state:
                 state = now
                 told(now)
@@ -170,18 +173,21 @@ async def announce(
         await egress.close()
 
 
-async def _answers(egress: Egress, url: str) -> bool:
-    """Whether the worker is well. EgressDenied is the caller's to hear."""
+async def _state(egress: Egress, url: str) -> str:
+    """How the worker is. EgressDenied is the caller's to hear."""
     try:
         wire = await egress.open(
             "GET", url.rstrip("/") + "/health", headers={}, body=None, timeouts=_PROBE
         )
     except Failure:
-        return False
+        return "not answering"
     try:
-        await wire.read(64 * 1024)
+        body = await wire.read(64 * 1024)
     except Failure:
-        return False
+        return "not answering"
     finally:
         await wire.close()
-    return wire.status == 200
+    if wire.status == 200:
+        return "announced"
+    drains = maybe(STATUS, body, Status()).status == "draining"
+    return "draining" if drains else "not answering"

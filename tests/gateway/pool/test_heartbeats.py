@@ -91,10 +91,16 @@ async def test_a_worker_is_announced_for_as_long_as_it_answers(books_url: str) -
         )
         await until(lambda: heard == ["announced"])
         assert len(await beats.read()) == 1
-        worker.state = "draining"
+        worker.state = "loading"
         await until(lambda: heard == ["announced", "not answering"])
+        assert len(await beats.read()) == 1  # it expires by itself
         worker.state = "ok"
-        await until(lambda: heard == ["announced", "not answering", "announced"])
+        await until(lambda: heard[2:] == ["announced"])
+        worker.state = "draining"
+        await until(lambda: heard[3:] == ["draining"])
+        assert await beats.read() == []
+        worker.state = "ok"
+        await until(lambda: heard[4:] == ["announced"])
         stop.set()
         await announcing
         assert await beats.read() == []
