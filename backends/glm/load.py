@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,11 @@ from backends.glm.prompt import PromptBuilder
 from backends.glm.quantize import Int8Config
 from backends.glm.tokenizer import GlmTokenizer, UnsupportedTokenizer
 from backends.glm.types import Sampling
+from backends.glm.weights import Tensor, read_tensors
+
+DTYPES = ("float32", "bfloat16", "float16")
+# x86: AVX-512 of AMD Zen 4 and Intel Cooper Lake on, tiles of Intel Sapphire Rapids on; Arm: v8.6.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +73,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint folder for inference.
 
-    `device`: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"; `dtype`: "auto" (the
-    checkpoint's own on a GPU, float32 on a CPU), "float32", "bfloat16" or "float16";
+    `device`: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"; `dtype`: "auto" (see
+    `find_dtype`), "float32", "bfloat16" or "float16";
     `quantize`: "none", or "int8" for matrices in one byte a weight; `max_model_len` lowers the
     checkpoint's limit.
 
@@ -92,7 +98,7 @@ def load_checkpoint(
         "the weights",
         reader=AutoModelForImageTextToText.from_pretrained,
         config=config,
-        dtype=_dtype(dtype, target),
+        dtype=find_dtype(dtype, target, read_tensors(path)) or "auto",
         use_safetensors=True,
         **({"quantization_config": Int8Config()} if quantize == "int8" else {}),
     )
@@ -138,14 +144,31 @@ def find_device(name: str) -> Any:
     return device
 
 
-def _dtype(name: str, device: Any) -> Any:
+def find_dtype(name: str, device: Any, tensors: Iterable[Tensor]) -> str:
+    """The number type that `--dtype` means; "": each tensor's own.
+
+    "auto" is the checkpoint's own on a GPU. On a CPU it is bfloat16 if the weights are and the CPU
+    multiplies in it: others convert at every step, which costs more than it saves. Else float32.
+
+    Raises: LoadError.
+    """
     if name == "auto":
-        # CPUs without bfloat16 units convert on every step, which costs more than it saves.
-        return "auto" if device.type == "cuda" else torch.float32
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise LoadError(f"--dtype {name} is unknown; use auto, {', '.join(known)}.")
-    return known[name]
+        if device.type == "cuda":
+            return ""
+        numbers: Counter[str] = Counter()
+        for tensor in tensors:
+            numbers[tensor.dtype] += tensor.elements
+        narrow = numbers["BF16"] > numbers.total() / 2 and cpu_multiplies_bfloat16()
+        return "bfloat16" if narrow else "float32"
+    if name not in DTYPES:
+        raise LoadError(f"--dtype {name} is unknown; use auto, {', '.join(DTYPES)}.")
+    return name
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def _tokenizer(fast: Any) -> GlmTokenizer:

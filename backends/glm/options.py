@@ -178,7 +178,8 @@ def _add_device(add: Callable[..., object]) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto: the checkpoint's own on a GPU, float32 on a CPU",
+        help="auto: the checkpoint's own on a GPU; on a CPU float32, or bfloat16 if the checkpoint "
+        "is and the CPU multiplies in it",
     )
     add(
         "--quantize",

@@ -7,7 +7,7 @@ import torch
 from backends.glm.capacity import SLOTS_CPU, SLOTS_CUDA, STEP_TOKENS_CPU, STEP_TOKENS_CUDA
 from backends.glm.files import check_files
 from backends.glm.fit import Need, Setting, check_fits, read_shape
-from backends.glm.load import find_device
+from backends.glm.load import find_device, find_dtype
 from backends.glm.memory import host_free_bytes
 from backends.glm.options import Options
 from backends.glm.weights import read_tensors
@@ -22,21 +22,22 @@ def ensure_fits(options: Options) -> Need:
     device = find_device(options.device)
     cuda = device.type == "cuda"
     free_bytes = torch.cuda.mem_get_info(device)[0] if cuda else host_free_bytes()
+    tensors = read_tensors(options.model)
+    dtype = find_dtype(options.dtype, device, tensors)
     return check_fits(
         read_shape(options.model),
-        read_tensors(options.model),
-        setting_of(options, cuda=cuda),
+        tensors,
+        setting_of(options, dtype, cuda=cuda),
         free_bytes=free_bytes,
         device=str(device),
     )
 
 
-def setting_of(options: Options, *, cuda: bool) -> Setting:
+def setting_of(options: Options, dtype: str, *, cuda: bool) -> Setting:
     """The options, with what `capacity` and `load` choose where they leave it open."""
     asked = options.capacity
-    own = "" if cuda else "float32"
     return Setting(
-        dtype=own if options.dtype == "auto" else options.dtype,
+        dtype=dtype,
         int8=options.quantize == "int8",
         max_model_len=options.max_model_len or 0,
         kv_tokens=asked.kv_tokens,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from backends.glm import load as load_module
 from backends.glm.files import LoadError
-from backends.glm.load import Checkpoint, load_checkpoint
+from backends.glm.load import Checkpoint, find_dtype, load_checkpoint
 from backends.glm.types import Sampling
+from backends.glm.weights import Tensor
 
 from .tiny import CONTEXT
 
@@ -112,6 +115,28 @@ def test_dtype_device_and_context_options(checkpoint_path: Path) -> None:
             load(checkpoint_path, **options)
     with pytest.raises(LoadError, match="--device toaster"):
         load_checkpoint(checkpoint_path, device="toaster")
+
+
+def tensors(**elements: int) -> list[Tensor]:
+    return [Tensor(name=kind, dtype=kind, shape=(n,)) for kind, n in elements.items()]
+
+
+def test_the_number_type_that_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    mostly_narrow, mostly_wide = tensors(BF16=90, F32=10), tensors(BF16=10, F32=90)
+    for can in (True, False):
+        monkeypatch.setattr(load_module, "cpu_multiplies_bfloat16", lambda can=can: can)
+        assert find_dtype("auto", cpu, mostly_narrow) == ("bfloat16" if can else "float32")
+        assert find_dtype("auto", cpu, mostly_wide) == "float32"
+        assert find_dtype("auto", cpu, tensors(F16=100)) == "float32"
+        assert find_dtype("auto", gpu, mostly_wide) == ""
+        assert find_dtype("float16", cpu, mostly_narrow) == "float16"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
+def test_what_the_cpu_multiplies_is_what_the_kernel_says() -> None:
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    assert load_module.cpu_multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
