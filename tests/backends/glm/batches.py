@@ -37,13 +37,6 @@ def prompt_for(checkpoint: Checkpoint, text: str, sizes: Sequence[tuple[int, int
 def generated(model: Any, prompt: Prompt, steps: int) -> tuple[list[int], list[float]]:
     """New ids of `generate()`, to full length, and at each how far the likeliest was ahead."""
     ids = torch.tensor([prompt.ids])
-    inputs: dict[str, Any] = {}
-    if prompt.pixels is not None:
-        inputs = {
-            "pixel_values": torch.from_numpy(prompt.pixels.values),
-            "image_grid_thw": torch.from_numpy(prompt.pixels.grid),
-            "mm_token_type_ids": torch.from_numpy(prompt.token_types)[None],
-        }
     out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -52,10 +45,35 @@ def generated(model: Any, prompt: Prompt, steps: int) -> tuple[list[int], list[f
         eos_token_id=[model.config.get_text_config().vocab_size],  # none: to full length
         return_dict_in_generate=True,
         output_logits=True,
-        **inputs,
+        **_seen(prompt),
     )
     best = [logits[0].float().topk(2).values for logits in out.logits]
     return out.sequences[0, ids.shape[1] :].tolist(), [float(b[0] - b[1]) for b in best]
+
+
+def forced(model: Any, prompt: Prompt, answer: Sequence[int]) -> Any:
+    """Log-probabilities (tokens, V) before each token of an answer, by transformers' own forward
+    over prompt and answer at once. No token of the answer may be a picture's."""
+    ids = torch.tensor([[*prompt.ids, *answer[:-1]]])
+    seen = _seen(prompt)
+    if seen:
+        types = torch.zeros(1, len(answer) - 1, dtype=torch.int64)
+        seen["mm_token_type_ids"] = torch.cat([seen["mm_token_type_ids"], types], dim=1)
+    model.model.rope_deltas = None  # state on the module: forget the request before
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **seen).logits
+    return logits[0, len(prompt.ids) - 1 :].float().log_softmax(-1)
+
+
+def _seen(prompt: Prompt) -> dict[str, Any]:
+    """What transformers is given of the pictures."""
+    if prompt.pixels is None:
+        return {}
+    return {
+        "pixel_values": torch.from_numpy(prompt.pixels.values),
+        "image_grid_thw": torch.from_numpy(prompt.pixels.grid),
+        "mm_token_type_ids": torch.from_numpy(prompt.token_types)[None],
+    }
 
 
 def agrees(found: Sequence[int], expected: Sequence[int], ahead: Sequence[float]) -> bool:

@@ -26,7 +26,7 @@ from backends.glm.server import make_app
 from backends.glm.service import Service, Serving
 
 from .scripted import QUEUE_LIMIT, scheduler
-from .tiny import make_checkpoint
+from .tiny import WIDE, make_checkpoint
 
 # Two threads that wait for each other on a shared core take longer than one alone.
 torch.set_num_threads(1)
@@ -40,6 +40,21 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(checkpoint_path: Path) -> Checkpoint:
     return load_checkpoint(checkpoint_path, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("wide"), WIDE, torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def wide(wide_path: Path) -> Checkpoint:
+    return load_checkpoint(wide_path, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def wide_bfloat16(wide_path: Path) -> Checkpoint:
+    return load_checkpoint(wide_path, device="cpu", dtype="bfloat16")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A random GLM-4V checkpoint of 100,000 parameters, laid out like a real one.
+"""A random GLM-4V checkpoint of 100,000 parameters, laid out like a real one, or a wider one.
 
 Its ids are not the real ones, its control literals stand in the BPE's own vocabulary and
 `ignore_merges` is on: whoever hard-codes an id, or lets a literal through, is found out.
@@ -7,6 +7,7 @@ Its ids are not the real ones, its control literals stand in the BPE's own vocab
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -52,6 +53,60 @@ PLAIN = (
 LITERALS = SPECIAL + PLAIN
 CONTEXT = 2048
 MODEL_VOCABULARY = 640  # wider than the tokenizer, as in the real checkpoint
+
+Widths = dict[str, dict[str, Any]]
+
+TINY: Widths = {
+    "text": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [1, 1, 2],
+        },
+    },
+    "vision": {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "image_size": 112,
+        "initializer_range": 0.2,
+    },
+}
+# Matrices on both sides of what is packed (a million weights) in the text and behind the pictures.
+WIDE: Widths = {
+    "text": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.05,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [4, 6, 6],
+        },
+    },
+    "vision": {
+        "depth": 2,
+        "hidden_size": 128,
+        "num_heads": 4,
+        "intermediate_size": 2048,
+        "out_hidden_size": 512,
+        "image_size": 112,
+        "initializer_range": 0.1,
+    },
+}
 
 # Split like the GPT-4 family, to which GLM's tokenizer belongs.
 _WORDS = (
@@ -139,39 +194,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_checkpoint(folder: Path) -> Path:
+def make_checkpoint(folder: Path, widths: Widths = TINY, dtype: Any = torch.float32) -> Path:
     """Write a whole checkpoint into `folder`."""
     fast = make_tokenizer()
     fast.save_pretrained(folder)
     Glm46VImageProcessorPil(
         size={"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 28 * 28 * 24}
     ).save_pretrained(folder)
+    text = {"vocab_size": MODEL_VOCABULARY, "max_position_embeddings": CONTEXT}
     config = Glm4vConfig(
-        text_config={
-            "vocab_size": MODEL_VOCABULARY,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": CONTEXT,
-            "initializer_range": 0.4,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.5,
-                "mrope_section": [1, 1, 2],
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "intermediate_size": 48,
-            "out_hidden_size": 32,
-            "image_size": 112,
-            "initializer_range": 0.2,
-        },
+        text_config=text | widths["text"],
+        vision_config=dict(widths["vision"]),
         image_token_id=fast.convert_tokens_to_ids("<|image|>"),
         video_token_id=fast.convert_tokens_to_ids("<|video|>"),
         image_start_token_id=fast.convert_tokens_to_ids("<|begin_of_image|>"),
@@ -187,5 +220,5 @@ def make_checkpoint(folder: Path) -> Path:
         pad_token_id=fast.pad_token_id,
         do_sample=False,
     )
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder
