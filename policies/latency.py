@@ -60,14 +60,30 @@ def of_worker(
 
     # so often must a slot fall free before ours does
     ahead = occupancy(worker) + line_ahead - worker.slots + 1
+    turnovers = max(ahead / max(1, worker.slots), _turnovers(worker, facts, prompt_tokens))
     queued_ms = 0.0
-    if ahead > 0:
+    if turnovers > 0:
         output = _mean(worker.in_flight_output_tokens, worker.in_flight, facts.output_tokens_likely)
         prompt = _mean(worker.in_flight_prompt_tokens, worker.in_flight, prompt_tokens)
         service_ms = 1000.0 * (output / decode + prompt / prefill)
-        queued_ms = ahead * service_ms / max(1, worker.slots)
+        queued_ms = turnovers * service_ms
     ttft_ms = queued_ms + own_prefill_ms + 1000.0 / decode
     return Forecast(ttft_ms=ttft_ms, finish_ms=ttft_ms + own_decode_ms, queued_ms=queued_ms)
+
+
+def _turnovers(worker: WorkerState, facts: Facts, prompt_tokens: int) -> float:
+    """How often all that its cache holds must have gone before ours has room there: a slot may be
+    free and memory not. 0.0 when there is room, and when it does not say.
+
+    What runs leaves within one service time, and with it all of what is used: so much room as is
+    short, beside what is used, is how much of that time it takes.
+    """
+    used = round(worker.kv_used * worker.kv_tokens)
+    if not used:
+        return 0.0
+    own = prompt_tokens + facts.output_tokens_max  # it is allotted for the whole of its limit
+    own = min(own, worker.traits.context_tokens or own)
+    return max(0.0, used + worker.waiting_tokens + own - worker.kv_tokens) / used
 
 
 def of_cloud(cloud: CloudState, facts: Facts) -> Forecast:

@@ -198,6 +198,8 @@ class WorkerState(Value, frozen=True, kw_only=True):
     prefill_tokens_per_s: float = 0.0
     engine: str = "yuzui"  # yuzui | vllm | sglang | openai
     kv_used: float = 0.0  # share of its key-value cache that is taken, 0..1
+    kv_tokens: int = 0  # what that cache holds; 0: it does not say
+    waiting_tokens: int = 0  # of them, what the requests that wait inside of it will need
     weight: float = 1.0  # how much it is preferred to others that would be as quick
     warmth: float = 1.0  # 0..1: below 1 it has only just come, and gets its load little by little
     levels: frozenset[Sensitivity] = frozenset()  # the labels it may see; empty: all

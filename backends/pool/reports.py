@@ -31,6 +31,7 @@ class Report(msgspec.Struct):
     slots: int = 1
     running: int = 0
     waiting: int = 0
+    waiting_tokens: int = 0
     queue_limit: int = 0
     decode_tokens_per_s: float = 0.0
     prefill_tokens_per_s: float = 0.0

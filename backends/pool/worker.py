@@ -186,6 +186,8 @@ class Worker:
             waiting=max(0, report.waiting),
             queue_limit=max(0, report.queue_limit),
             kv_used=report.kv_used,
+            kv_tokens=max(0, report.kv_tokens_total),
+            waiting_tokens=max(0, report.waiting_tokens),
             decode_tokens_per_s=max(0.0, report.decode_tokens_per_s),
             prefill_tokens_per_s=max(0.0, report.prefill_tokens_per_s),
             heard_s=self.seen_s,

@@ -36,6 +36,41 @@ def test_a_queue_by_hand() -> None:
     assert of_worker(taken, facts(), 100).queued_ms == pytest.approx(3 * 20_200 / 8)
 
 
+def test_a_free_slot_without_memory_is_not_free() -> None:
+    """Of 10,000 entries 8,000 are taken and 1,000 spoken for; ours needs 100 and up to 2,900. So
+    2,000 are short, and a quarter of what runs must end: a quarter of a request's 20.2 s."""
+    short = worker(
+        running=2,
+        waiting=1,
+        kv_used=0.8,
+        kv_tokens=10_000,
+        waiting_tokens=1_000,
+        in_flight=3,
+        in_flight_output_tokens=3_000,
+        in_flight_prompt_tokens=1_200,
+    )
+    asked = facts(output_tokens_max=2_900)
+    assert of_worker(short, asked, 100).queued_ms == pytest.approx(20_200 / 4)
+    for enough in (
+        {"kv_tokens": 0},  # it does not say
+        {"kv_tokens": 15_000, "kv_used": 0.5},
+        {"kv_used": 0.0, "waiting_tokens": 0},  # nothing runs that would have to end
+    ):
+        assert of_worker(replace(short, **enough), asked, 100).queued_ms == 0.0
+    # nobody is allotted more than the model can read
+    narrow = replace(short, traits=replace(short.traits, context_tokens=1_000))
+    assert of_worker(narrow, asked, 100).queued_ms == 0.0
+
+
+def test_slots_and_memory_are_awaited_together() -> None:
+    """The longer of both waits counts, not their sum."""
+    taken = worker(running=8, kv_used=0.9, kv_tokens=8_000)
+    slots_only = of_worker(replace(taken, kv_tokens=0), facts(), 100).queued_ms
+    both = of_worker(taken, facts(output_tokens_max=100), 100).queued_ms
+    assert both == slots_only > 0
+    assert of_worker(replace(taken, waiting_tokens=50_000), facts(), 100).queued_ms > 10 * both
+
+
 def test_without_knowing_what_runs_there_it_is_taken_for_more_of_the_same() -> None:
     assert of_worker(worker(running=8), facts(), 100).queued_ms == pytest.approx(2_050 / 8)
 
@@ -76,6 +111,9 @@ WORKERS: st.SearchStrategy[WorkerState] = st.builds(
     in_flight_prompt_tokens=st.integers(0, 100_000),
     decode_tokens_per_s=st.sampled_from([0.0, 1.0, 80.0]),
     prefill_tokens_per_s=st.sampled_from([0.0, 100.0, 9_000.0]),
+    kv_used=st.sampled_from([0.0, 0.5, 1.0]),
+    kv_tokens=st.sampled_from([0, 100, 100_000]),
+    waiting_tokens=st.integers(0, 100_000),
 )
 
 
@@ -86,6 +124,7 @@ WORKERS: st.SearchStrategy[WorkerState] = st.builds(
         {"running": 1},
         {"in_flight_output_tokens": 500},
         {"in_flight_prompt_tokens": 500},
+        {"waiting_tokens": 500},
     ],
     ids=lambda more: next(iter(more)),
 )
