@@ -27,7 +27,7 @@ from gateway.ledger.marks import PAGE_ROWS, Marks
 from gateway.ledger.rows import Row, RowState
 from gateway.reports.drift import image_drift
 from gateway.reports.report import GROUPS, summarise
-from gateway.reports.utilisation import utilisation
+from gateway.reports.utilisation import used, utilisation
 from policies import sensitivity, tokens
 from policies.plan import plan
 from policies.types import (
@@ -106,9 +106,8 @@ class _Admin:
         if by not in GROUPS:
             text = f"by must be one of {', '.join(GROUPS)}, got {by!r}"
             raise GatewayError(400, "invalid_value", text, param="by")
-        zone, tenant = ZoneInfo(self._gateway.config.timezone), request.query.get("tenant")
-        rows = self._rows(request)
-        return answer_json(await summarise(rows, by=by, zone=zone, tenant=tenant))
+        zone = ZoneInfo(self._gateway.config.timezone)
+        return answer_json(await summarise(self._rows(request), by=by, zone=zone))
 
     async def drift(self, request: web.Request) -> web.Response:
         found = await image_drift(self._rows(request))
@@ -119,12 +118,13 @@ class _Admin:
         now_ms = int(time.time() * 1000)
         until_ms = moment(request, "until")
         return answer_json(
-            await utilisation(
-                self._rows(request),
+            utilisation(
+                await used(self._rows(request)),
                 rate=self._gateway.rules.server_rate,
                 workers=len(self._gateway.pool.states()),
                 since_ms=moment(request, "since"),
                 until_ms=now_ms if until_ms is None else min(until_ms, now_ms),
+                whole="tenant" not in request.query,
             )
         )
 
@@ -253,10 +253,13 @@ class _Admin:
         world, now_s = self._gateway.world.take(), time.monotonic()
         return answer_json(plan(facts, world, self._gateway.rules, now_s, Random(0)))  # noqa: S311
 
-    def _rows(self, request: web.Request) -> AsyncIterator[Row]:
-        return self._gateway.ledger.rows(
-            since_ms=moment(request, "since"), until_ms=moment(request, "until")
-        )
+    async def _rows(self, request: web.Request) -> AsyncIterator[Row]:
+        """Between since and until, as far as they are given; of a tenant alone, if one is named."""
+        since_ms, until_ms = moment(request, "since"), moment(request, "until")
+        tenant = request.query.get("tenant")
+        async for row in self._gateway.ledger.rows(since_ms=since_ms, until_ms=until_ms):
+            if tenant is None or row.tenant == tenant:
+                yield row
 
 
 def _guard(gateway: Gateway, handler: Handler) -> Handler:

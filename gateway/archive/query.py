@@ -20,6 +20,9 @@ from gateway.archive.layout import between, current
 from gateway.ledger.entries import Entry
 from gateway.ledger.rows import Row
 from gateway.reports.report import Line, Report, day_of
+from gateway.reports.utilisation import Used
+from policies.drift import Drift
+from policies.utilisation import LocalUse
 
 # What the lines of a group add up to, in the order of the fields of `report.Line`.
 _SUMS: Final = """
@@ -36,6 +39,18 @@ _GROUPS: Final = {
     "reason": "reason",
     "day": f"at_ms // {QUARTER_MS}",
 }
+# The rules of `LocalUse.plus` and `Drift.plus`. A line that sums up forgotten rows has their time
+# and their money; which of them had pictures it cannot say.
+_USES: Final = """
+    SELECT target, sum(lines), sum(1000 * slot_ms // greatest(1, coalesce(slots, 1))),
+           sum(posted_nano), sum(marginal_nano), min(at_ms)
+    FROM rows WHERE site = 'local' GROUP BY target
+"""
+_DRIFTS: Final = """
+    SELECT site || ':' || target AS part, count(*), sum(image_tokens_expected), sum(image_tokens)
+    FROM rows WHERE stream_id <> '' AND image_tokens_expected > 0 AND image_tokens > 0
+    GROUP BY part
+"""
 ARRIVAL_SLACK_MS: Final = 86_400_000  # between a request's id and its row's moment of arrival
 
 
@@ -109,6 +124,32 @@ class Query:
             for each in (line, total):
                 each.gain(*(int(figure or 0) for figure in figures))
         return Report(by=by, lines=[lines[name] for name in sorted(lines)], total=total)
+
+    def used(self) -> Used:
+        """The same as `utilisation.used` over the same rows."""
+        uses, firsts = [], []
+        for target, *figures, first_ms in self._ask(_USES).fetchall():
+            answers, busy_us, carried, marginal = (int(figure or 0) for figure in figures)
+            uses.append(
+                LocalUse(
+                    target=target,
+                    answers=answers,
+                    busy_us=busy_us,
+                    carried_nano=carried,
+                    marginal_nano=marginal,
+                )
+            )
+            firsts.append(int(first_ms))
+        uses.sort(key=lambda use: use.target)
+        return Used(uses=uses, first_ms=min(firsts, default=None))
+
+    def drift(self) -> list[Drift]:
+        """The same as `drift.image_drift` over the same rows, but for those that are forgotten."""
+        found = [
+            Drift(target=part, answers=int(n), expected=int(expected), counted=int(counted))
+            for part, n, expected, counted in self._ask(_DRIFTS).fetchall()
+        ]
+        return sorted(found, key=lambda drift: drift.target)
 
     # ------------------------------------------------------------ rows
 

@@ -16,6 +16,7 @@ import msgspec
 from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
+from gateway.commands import measures
 from gateway.commands.options import add_config, load_config
 from gateway.commands.tables import table
 from gateway.config import Config
@@ -33,14 +34,17 @@ def main(argv: Sequence[str]) -> int:
         "are read together.",
     )
     add_config(parser)
-    parser.add_argument("--by", choices=GROUPS, default="backend", help="(default: backend)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--by", choices=GROUPS, default="backend", help="(default: backend)")
     parser.add_argument("--since", metavar="DAY", help="from this day on, such as 2026-11-01")
     parser.add_argument("--until", metavar="DAY", help="before this day")
     parser.add_argument("--tenant", metavar="NAME", help="of this tenant alone")
-    parser.add_argument(
-        "--drift", action="store_true", help="tokens of pictures: by their rule, and as counted"
+    what.add_argument(
+        "--drift",
+        action="store_true",
+        help="tokens of pictures: by their rule, and as counted; exit code 3 when they differ",
     )
-    parser.add_argument(
+    what.add_argument(
         "--utilisation", action="store_true", help="of one's own servers, and what the rest costs"
     )
     form = parser.add_mutually_exclusive_group()
@@ -48,11 +52,9 @@ def main(argv: Sequence[str]) -> int:
     form.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     config = load_config(parser, args)
-    if args.drift:
-        return _drift(args, config)
-    if args.utilisation:
-        return _utilisation(args, config)
     try:
+        if args.drift or args.utilisation:
+            return _measure(args, config)
         report = _ask(args, config)
     except (AdminError, BooksError, ExtraMissing, ValueError) as error:
         print(f"yuzui report: {error}", file=sys.stderr)
@@ -66,65 +68,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _drift(args: argparse.Namespace, config: Config) -> int:
-    """Exit code 3 when a target counts otherwise than its rule says."""
-    try:
-        query = _days(args, config)
-        found = AdminClient(config).call("GET", "/admin/drift", query=query)
-    except (AdminError, ValueError) as error:
-        print(f"yuzui report: {error}", file=sys.stderr)
-        return 1
-    rows = [
-        [
-            each["target"],
-            str(each["answers"]),
-            str(each["expected"]),
-            str(each["counted"]),
-            f"{100 * (each['counted'] / each['expected'] - 1):+.2f} %",
-            "alarm" if each["alarming"] else "",
-        ]
-        for each in found
-    ]
-    head = ["backend", "answers", "expected", "counted", "drift", ""]
-    if args.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    else:
-        print(table(head, rows) if rows else "no answers with pictures whose rule is known")
-    return 3 if any(each["alarming"] for each in found) else 0
-
-
-def _utilisation(args: argparse.Namespace, config: Config) -> int:
-    try:
-        found = AdminClient(config).call("GET", "/admin/utilisation", query=_days(args, config))
-    except (AdminError, ValueError) as error:
-        print(f"yuzui report: {error}", file=sys.stderr)
-        return 1
-    if args.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+def _measure(args: argparse.Namespace, config: Config) -> int:
+    """Exit code 3 when a target counts pictures otherwise than its rule says."""
+    client, days = AdminClient(config), day_range(args, config)
+    form = "json" if args.json else "csv" if args.csv else "table"
+    if args.utilisation:
+        measures.use(client, config, days, args.tenant).show(form)
         return 0
-    rows = [
-        [
-            each["target"],
-            str(each["answers"]),
-            f"{each['busy_s'] / 3600:.3f}",
-            f"{100 * each['utilisation']:.2f} %",
-            *(cny(each[name]) for name in ("cost_nano", "carried_nano", "unused_nano")),
-            cny(each["marginal_nano"]),
-        ]
-        for each in (*found["lines"], found["total"])
-    ]
-    head = [
-        "server",
-        "answers",
-        "busy h",
-        "used",
-        "cost CNY",
-        "carried",
-        "unused",
-        "marginal",
-    ]
-    print(table(head, rows))
-    return 0
+    found = measures.drift(client, config, days, args.tenant)
+    found.show(form)
+    return 3 if found.alarming else 0
 
 
 def _ask(args: argparse.Namespace, config: Config) -> dict[str, Any]:

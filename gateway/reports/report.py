@@ -55,16 +55,11 @@ class Report(msgspec.Struct, kw_only=True):
     total: Line
 
 
-async def summarise(
-    rows: AsyncIterator[Row], *, by: str, zone: ZoneInfo, tenant: str | None = None
-) -> Report:
-    """Adds up rows. by: one of GROUPS; zone: whose midnights divide the days; tenant: whose rows
-    alone count."""
+async def summarise(rows: AsyncIterator[Row], *, by: str, zone: ZoneInfo) -> Report:
+    """Adds up rows. by: one of GROUPS; zone: whose midnights divide the days."""
     lines: dict[str, Line] = {}
     total = Line(group="total")
     async for row in rows:
-        if tenant is not None and row.tenant != tenant:
-            continue
         name = group_of(row, by, zone)
         line = lines.get(name)
         if line is None:

@@ -18,7 +18,9 @@ from gateway.archive.query import Query, window_of
 from gateway.facts import new_request_id
 from gateway.ledger.entries import Entry
 from gateway.ledger.rows import Outcome, Row, RowState
+from gateway.reports.drift import image_drift
 from gateway.reports.report import GROUPS, summarise
+from gateway.reports.utilisation import used
 from policies.types import Site
 from tests.gateway.ledger.kit import row
 
@@ -53,6 +55,10 @@ ROWS = st.lists(
         prompt_tokens=st.integers(0, 10**6),
         completion_tokens=st.integers(0, 10**6),
         image_tokens=st.integers(0, 10**6),
+        image_tokens_expected=st.integers(0, 10**6),
+        slot_ms=st.integers(0, 10**7),
+        slots=st.integers(0, 64),
+        marginal_nano=st.integers(0, 10**12),
         cost_nano=st.integers(-(10**12), 10**15),
         cloud_nano=st.none() | st.integers(0, 10**15),
         final=st.booleans(),
@@ -77,6 +83,8 @@ async def test_the_sql_says_what_the_rows_say(
     with Query(files, cursor, entries[split:]) as query:
         found = query.report(by=by, zone=ZoneInfo(zone))
         assert query.sums() == (len(rows), sum(one.posted_nano for one in rows))
+        assert query.used() == await used(stream())
+        assert query.drift() == await image_drift(stream())
     assert found == await summarise(stream(), by=by, zone=ZoneInfo(zone))
 
 
@@ -107,7 +115,7 @@ def test_an_old_file_reads_with_the_columns_of_now(tmp_path: Path) -> None:
     """A file of an earlier version has fewer columns; one of a later version has more."""
     first_line, second_line = (to_line(one) for one in entries_of([full(1), full(2)]))
     older = table_of([first_line]).drop_columns(
-        ["tier", "claimed_nano", "flags", "label", "reasoning_tokens"]
+        ["tier", "claimed_nano", "flags", "label", "reasoning_tokens", "slots", "marginal_nano"]
     )
     newer = table_of([second_line]).append_column("carbon_g", pa.array([3], pa.int64()))
     for number, old in enumerate((older, newer)):
@@ -123,6 +131,19 @@ def test_an_old_file_reads_with_the_columns_of_now(tmp_path: Path) -> None:
             "internal",
             "none",
         ]
+
+
+def test_use_and_drift_of_an_old_file(tmp_path: Path) -> None:
+    """It knows of no slots, no power and no rule for pictures: one slot, and nothing."""
+    lines = [to_line(one) for one in entries_of([full(1, site=Site.LOCAL), full(2)])]
+    older = table_of(lines).drop_columns(["slots", "marginal_nano", "image_tokens_expected"])
+    path = tmp_path / file_of("2026-11-22", "local", None, "2-0").path
+    path.parent.mkdir(parents=True)
+    pq.write_table(older, path)
+    with Query(Files.open(tmp_path), "2-0") as query:
+        (use,) = query.used().uses
+        assert (use.answers, use.busy_us, use.carried_nano, use.marginal_nano) == (1, 6_000, 10, 0)
+        assert query.drift() == []
 
 
 def test_time_and_tenant_bound_what_is_seen(tmp_path: Path) -> None:

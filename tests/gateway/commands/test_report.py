@@ -96,50 +96,14 @@ def test_nobody_there(
     assert capsys.readouterr().err == "yuzui report: no gateway answers\n"
 
 
-def test_drift_of_pictures_is_a_table_and_an_exit_code(
-    admin: Admin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "argv", [["--drift", "--utilisation"], ["--by", "day", "--drift"], ["--json", "--csv"]]
+)
+def test_two_reports_at_once_are_none(
+    admin: Admin, argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fine = {"target": "local:w1", "answers": 30, "expected": 4320, "counted": 4320}
-    off = {"target": "cloud:seed", "answers": 30, "expected": 38400, "counted": 20910}
-    for alarming, code in ((False, 0), (True, 3)):
-        made = Admin([{**fine, "alarming": False}, {**off, "alarming": alarming}])
-        monkeypatch.setattr(report, "AdminClient", made)
-        assert report.main(["--drift"]) == code
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[2].split() == ["local:w1", "30", "4320", "4320", "+0.00", "%"]
-        assert lines[3].split()[4:] == ["-45.55", "%", *(["alarm"] if alarming else [])]
-        assert made.asked == [("GET", "/admin/drift", {})]
-        assert report.main(["--drift", "--json"]) == code
-        assert json.loads(capsys.readouterr().out)[0]["answers"] == 30
-    monkeypatch.setattr(report, "AdminClient", Admin([]))
-    assert report.main(["--drift"]) == 0
-    assert "no answers with pictures" in capsys.readouterr().out
-
-
-def test_utilisation_is_a_table(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    alone(monkeypatch, tmp_path)
-    line = {
-        "target": "w1", "answers": 4, "busy_s": 1800.0, "utilisation": 0.5, "cost_nano": 3_000,
-        "carried_nano": 2_000, "unused_nano": 1_000, "marginal_nano": 500,
-    }  # fmt: skip
-    found = {
-        "from_ms": 0,
-        "to_ms": 3_600_000,
-        "lines": [line],
-        "total": {**line, "target": "total"},
-    }
-    made = Admin(found)
-    monkeypatch.setattr(report, "AdminClient", made)
-    assert report.main(["--utilisation"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == [
-        "w1", "4", "0.500", "50.00", "%", "0.000003", "0.000002", "0.000001", "0.0000005",
-    ]  # fmt: skip
-    assert made.asked == [("GET", "/admin/utilisation", {})]
-    assert report.main(["--utilisation", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
-    monkeypatch.setattr(report, "AdminClient", Admin(error="nobody answers"))
-    assert report.main(["--utilisation"]) == 1
-    assert report.main(["--drift"]) == 1
+    with pytest.raises(SystemExit) as ended:
+        report.main(argv)
+    assert ended.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert not admin.asked
