@@ -114,6 +114,6 @@ lock: ## resolve the dependencies anew and write the three locks
 	@echo '$(firstword $(TORCH))' > build/torch.txt
 	$(COMPILE) --extra embedded --extra test pyproject.toml requirements.in -o requirements.lock
 	@sed -n 's/^\([a-zA-Z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock > build/versions.txt
-	$(COMPILE) -c build/versions.txt pyproject.toml deploy/gateway.in -o deploy/gateway.lock
+	$(COMPILE) -c build/versions.txt --extra archive pyproject.toml deploy/gateway.in -o deploy/gateway.lock
 	$(COMPILE) -c build/versions.txt pyproject.toml requirements.in -o deploy/worker.lock
 	@sed -i '/^# WARNING: The following packages were not pinned/,$$d' requirements.lock deploy/*.lock

