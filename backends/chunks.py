@@ -57,6 +57,7 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 class _BodyChoice(msgspec.Struct, gc=False):
+    message: msgspec.Raw = _ABSENT
     finish_reason: str | None = None
 
 
@@ -174,12 +175,15 @@ def read_body(body: bytes) -> tuple[Usage | None, str | None]:
     """Usage and finish reason (of the first choice) of a whole answer. Raises Failure."""
     try:
         answer = _BODY.decode(body)
+        if not body.isascii():
+            body.decode()  # what is not looked at is passed on, and must be text as well
     except _UNREADABLE:
         raise _broken("the engine sent an answer that cannot be read") from None
     error = bytes(answer.error)
     if error and error != b"null":
         raise _in_band(error)
-    if not answer.choices:
+    said = [choice for choice in answer.choices or () if choice.message or choice.finish_reason]
+    if not answer.choices or not said:
         raise _nonsense(body, answer.object)
     return _usage_of(answer), answer.choices[0].finish_reason
 

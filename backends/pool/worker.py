@@ -37,6 +37,9 @@ PROBE_BYTES_MAX = 4 * 1024 * 1024
 # vLLM and SGLang do not say how many requests they run at once: their default is 256 and more, on
 # cards that hold far fewer long ones. When some wait inside of them, no more are sent anyway.
 OTHER_SLOTS = 32
+# Where an engine lists no max_model_len (OpenAI's API has none): the context of GLM-4.6V. One that
+# was started with less refuses what is longer.
+OTHER_CONTEXT = 131_072
 # They serve GLM-4.6V with all of this; they do not list it.
 OTHER_CAPABILITIES = frozenset(
     {
@@ -194,7 +197,7 @@ class Worker:
         )
 
     def of_probe(self, published: Published | None) -> WorkerState:
-        context = self.card.max_model_len or 0
+        context = self.card.max_model_len or OTHER_CONTEXT
         named = self.card.capabilities
         capabilities = self.member.capabilities
         if capabilities is None:

@@ -260,7 +260,7 @@ def test_who_answered_and_how_comes_with_the_usage(
     model: object, tier: object, read: tuple[str, str]
 ) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 1}
-    body = {"model": model, "service_tier": tier, "choices": [{}], "usage": usage}
+    body = {"model": model, "service_tier": tier, "choices": [{"message": {}}], "usage": usage}
     whole, _ = read_body(json.dumps(body).encode())
     for found in (whole, event_of({**body, "choices": []}).usage):
         assert found is not None

@@ -125,10 +125,10 @@ async def test_a_plain_answer(egress: Egress) -> None:
 
 
 async def test_an_engine_that_reports_no_slot_time_is_timed(egress: Egress) -> None:
-    _, usage = await Engine(egress, plain({"choices": [{}], "usage": USAGE})).body()
+    _, usage = await Engine(egress, plain({"choices": [{"message": {}}], "usage": USAGE})).body()
     assert usage is not None
     assert usage.slot_ms == 250
-    _, usage = await Engine(egress, plain({"choices": [{}]})).body()
+    _, usage = await Engine(egress, plain({"choices": [{"message": {}}]})).body()
     assert usage is None
 
 
@@ -153,14 +153,14 @@ async def test_a_stream_is_whole_when_each_of_its_answers_has_ended(egress: Egre
 
 
 async def test_each_answer_took_a_slot_for_as_long(egress: Egress) -> None:
-    answer = plain({"choices": [{}, {}], "usage": USAGE})
+    answer = plain({"choices": [{"message": {}}, {"message": {}}], "usage": USAGE})
     _, usage = await Engine(egress, answer).body(msgspec.structs.replace(ASK, n=2))
     assert usage is not None
     assert usage.slot_ms == 2 * 250
 
 
 async def test_the_reserved_limit_is_the_one_that_is_sent(egress: Egress) -> None:
-    engine = Engine(egress, plain({"choices": [{}]}))
+    engine = Engine(egress, plain({"choices": [{"message": {}}]}))
     await engine.body(msgspec.structs.replace(ASK, max_tokens=9999))
     assert engine.sent["max_tokens"] == 64
     await engine.body(msgspec.structs.replace(ASK, max_completion_tokens=9999, max_tokens=5))
@@ -272,7 +272,7 @@ async def test_an_error_with_a_good_status(egress: Egress) -> None:
 
 async def test_an_answer_in_the_other_form(egress: Egress) -> None:
     with pytest.raises(Failure) as caught:
-        await Engine(egress, plain({"choices": [{}]})).events()
+        await Engine(egress, plain({"choices": [{"message": {}}]})).events()
     assert caught.value.kind is Kind.BROKEN
     with pytest.raises(Failure) as caught:
         await Engine(egress, *stream(DONE)).body()
