@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from backends.base import Failure, Fault, Kind
-from policies import affinity, balance, breaker, outlier, retry
+from policies import affinity, balance, breaker, latency, outlier, retry
 from policies.breaker import Breaker
 from policies.types import (
     Attempt,
@@ -145,7 +145,8 @@ class World:
     def take(self, facts: Facts | None = None) -> Snapshot:
         """The world now. facts: of the request to be decided, for what workers hold of it."""
         now_s = self._clock()
-        workers = tuple(self._worker(report, now_s, facts) for report in self._workers())
+        reports = [self._worker(report, now_s, facts) for report in self._workers()]
+        workers = latency.assumed(reports)
         return Snapshot(
             workers=workers,
             alerts=_alerts(workers),
@@ -294,6 +295,8 @@ class World:
             health=health,
             returning=recent and health is not Health.UP,
             warmth=balance.warmth(now_s - report.up_since_s, self._warm_up_s),
+            # an engine that publishes no pace is known by its answers to us
+            decode_tokens_per_s=report.decode_tokens_per_s or known.decode_tokens_per_s,
             refused=0 < report.heard_s <= known.refused_s,
             unreported=known.unreported,
             held_tokens=held,

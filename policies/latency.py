@@ -6,6 +6,10 @@ those say nothing of the next burst.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
 from policies.types import BreakerState, CloudState, Facts, Health, Value, WorkerState
 
 # Before anything was measured. A worker measures itself at start-up, so these last for moments.
@@ -46,6 +50,30 @@ def is_free(worker: WorkerState) -> bool:
         return False
     stuck = worker.waiting > worker.slots // 8
     return occupancy(worker) < worker.slots and not stuck
+
+
+def assumed(workers: Sequence[WorkerState]) -> tuple[WorkerState, ...]:
+    """Speeds that were not measured yet are taken to be the best of those that were, of the same
+    model. Taken for slow, a newcomer would get nothing to do beside others with slots to spare, and
+    so would never be measured."""
+    decode: dict[str, float] = {}
+    prefill: dict[str, float] = {}
+    for worker in workers:
+        decode[worker.model] = max(decode.get(worker.model, 0.0), worker.decode_tokens_per_s)
+        prefill[worker.model] = max(prefill.get(worker.model, 0.0), worker.prefill_tokens_per_s)
+    return tuple(
+        [
+            worker
+            if (worker.decode_tokens_per_s or not decode[worker.model])
+            and (worker.prefill_tokens_per_s or not prefill[worker.model])
+            else replace(
+                worker,
+                decode_tokens_per_s=worker.decode_tokens_per_s or decode[worker.model],
+                prefill_tokens_per_s=worker.prefill_tokens_per_s or prefill[worker.model],
+            )
+            for worker in workers
+        ]
+    )
 
 
 def of_worker(

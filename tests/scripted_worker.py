@@ -13,6 +13,16 @@ import sys
 import time
 
 from backends.scripted_server import ScriptedServer, ServerOptions
+from tests.backends.conforming import Sglang, Vllm
+
+
+async def _conform(args: argparse.Namespace) -> None:
+    """vLLM's or SGLang's server, until it is told to end: it gives running answers their time."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    kind = {"vllm": Vllm, "sglang": Sglang}[args.engine]
+    async with kind(port=args.port, pace_s=args.pace_ms / 1000):
+        await stop.wait()
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -40,13 +50,14 @@ def main() -> int:
     parser.add_argument("--first-ms", type=float, default=0.0)
     parser.add_argument("--pace-ms", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--engine", choices=["yuzui", "vllm", "sglang"], default="yuzui")
     parser.add_argument("--fail-after-s", type=float, help="end with exit code 3")
     args, _ = parser.parse_known_args()
     if args.fail_after_s is not None:
         time.sleep(args.fail_after_s)
         print("the checkpoint cannot be read", file=sys.stderr)
         return 3
-    asyncio.run(_serve(args))
+    asyncio.run(_serve(args) if args.engine == "yuzui" else _conform(args))
     return 0
 
 

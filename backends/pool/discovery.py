@@ -20,6 +20,9 @@ from backends.egress import Egress
 from backends.origins import is_inside, origin_of
 from backends.pool.members import Member
 
+# So many answers in a row must lack an address before it is gone: some name servers answer with a
+# part of what they know, in turn. A worker that is really gone is found to be by its probes.
+MISSES = 3
 # A name with more addresses than this is not a pool of GPUs.
 MEMBERS_MAX = 256
 
@@ -49,25 +52,29 @@ class DnsSource:
         self.every_s = every_s
         self._egress = egress
         self._pattern = pattern
+        self._missed: dict[str, int] = {}  # by address: answers in a row that lacked it
         egress.allow(pattern.url)  # asking for its addresses is as much a way out as connecting
 
     async def members(self) -> Sequence[Member]:
         """Raises OSError when the name cannot be looked up."""
-        origin = origin_of(self._pattern.url)
-        found = []
-        for address in sorted(await self._egress.addresses(self._pattern.url))[:MEMBERS_MAX]:
-            if not is_inside(address):
+        now = set()
+        for address in await self._egress.addresses(self._pattern.url):
+            if is_inside(address):
+                now.add(address)
+            else:
                 _log.warning("member_outside", source=self.name, address=address)
-                continue
-            host = f"[{address}]" if ":" in address else address
-            found.append(
-                replace(
-                    self._pattern,
-                    name=f"{self._pattern.name}-{address}",
-                    url=f"http://{host}:{origin.port}",
-                )
-            )
-        return found
+        missed = {address: count + 1 for address, count in self._missed.items()}
+        missed |= dict.fromkeys(now, 0)
+        self._missed = {address: count for address, count in missed.items() if count < MISSES}
+        return [self._member(address) for address in sorted(self._missed)[:MEMBERS_MAX]]
+
+    def _member(self, address: str) -> Member:
+        host = f"[{address}]" if ":" in address else address
+        return replace(
+            self._pattern,
+            name=f"{self._pattern.name}-{address}",
+            url=f"http://{host}:{origin_of(self._pattern.url).port}",
+        )
 
 
 class HeartbeatSource:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import signal
+import subprocess
+import sys
+from collections import Counter
 from contextlib import suppress
 
+import msgspec
 import pytest
 
+from backends.dial import Dialer
 from backends.scripted_server import ScriptedServer, ServerOptions
-from tests.gateway.rig import rig
+from gateway.tasks import spawn
+from tests.gateway.rig import Rig, rig, until
 from tests.gateway.test_pool_flow import pool, up
+from tests.ports import free_port
+from tests.proof.pool import judged
 
 CARD = json.dumps({"object": "list", "data": [{"id": "glm", "object": "model"}]}).encode()
 STREAM = b"content-type: text/event-stream\r\n"
@@ -122,3 +132,172 @@ async def test_a_stream_that_turns_to_garbage_ends_with_an_error_and_never_with_
             assert answer.chunks[-1]["error"]["code"] == "upstream_broken"
             (row,) = await house.settled()
             assert row.outcome == "broken"
+
+
+# ------------------------------------------------------------------ engines as processes
+
+
+class Engines:
+    """vLLM's and SGLang's servers as processes of their own, each at a port that it keeps."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = dict(zip("abc", kinds, strict=False))
+        self.ports = {name: free_port() for name in self.kinds}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", "tests.scripted_worker", "--engine", self.kinds[name],
+             "--port", str(self.ports[name]), "--pace-ms", "40"],
+            stderr=subprocess.DEVNULL,  # it complains of clients that have gone
+        )  # fmt: skip
+
+    def __enter__(self) -> Engines:
+        for name in self.kinds:
+            self.start(name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    @property
+    def settings(self) -> dict[str, object]:
+        named = [
+            {"url": f"http://127.0.0.1:{port}", "name": name} for name, port in self.ports.items()
+        ]
+        return pool(*named, **{"limits.local.idle_s": 1.0, "pool.warm_up_s": 0.5})
+
+
+class Callers:
+    """Six in a closed loop, half of them streaming; how their requests ended."""
+
+    def __init__(self, house: Rig) -> None:
+        self.house = house
+        self.ends: Counter[str] = Counter()
+        self.routes: Counter[str | None] = Counter()
+        self.stop = False
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._ask(stream=n % 2 == 0) for n in range(6)))
+
+    async def _ask(self, *, stream: bool) -> None:
+        while not self.stop:
+            answer = await self.house.ask(model="local/glm-4.6v", stream=stream)
+            end = "ok" if answer.status == 200 else f"failed: {answer.body!r}"
+            if stream and answer.status == 200:
+                end = judged(answer.body, words=None)
+            self.ends[end] += 1
+            self.routes[answer.header("route") if end == "ok" else None] += 1
+
+    async def more(self, count: int, *, of: str | None = None) -> None:
+        """Returns after so many more answers (from one worker)."""
+        seen = self.routes.total() if of is None else self.routes[f"local:{of}"]
+        enough = seen + count
+        await until(
+            lambda: (self.routes.total() if of is None else self.routes[f"local:{of}"]) >= enough
+        )
+
+
+async def health(house: Rig, name: str, *wanted: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            listed = await house.admin("GET", "/admin/workers")
+            if {worker["name"]: worker["health"] for worker in listed}[name] in wanted:
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_engines_that_die_hang_and_restart_take_nobody_with_them(books_url: str) -> None:
+    """Only streams that had begun at the engine that died or hung may end early, with an error."""
+    with Engines("vllm", "sglang", "vllm") as engines:
+        async with rig(books_url, workers=[], settings=engines.settings) as house:
+            await up(house, 3)
+            callers = Callers(house)
+            asking = spawn(callers.run(), name="callers")
+            for name in "abc":
+                await callers.more(3, of=name)  # all of them serve
+
+            engines.processes["a"].kill()
+            await health(house, "a", "down")
+            engines.processes["a"].wait()
+            await callers.more(12)
+            engines.start("a")
+            await callers.more(3, of="a")  # it is used again by itself
+
+            engines.processes["b"].send_signal(signal.SIGSTOP)
+            await health(house, "b", "down")
+            await callers.more(12)
+            engines.processes["b"].send_signal(signal.SIGCONT)
+            await callers.more(3, of="b")
+
+            begun_and_lost = callers.ends["broken"]
+            for name in "abc":  # one after the other, as an operator rolls a new version out
+                engines.processes[name].send_signal(signal.SIGTERM)
+                await asyncio.to_thread(engines.processes[name].wait)
+                engines.start(name)
+                await callers.more(3, of=name)
+
+            callers.stop = True
+            await asking
+            assert set(callers.ends) <= {"ok", "broken"}, callers.ends
+            assert begun_and_lost <= 6  # as many as there are callers, at two faults
+            assert callers.ends["broken"] == begun_and_lost, "a roll breaks no stream"
+            await house.settled()
+
+
+async def test_a_pool_that_is_thrown_out_as_a_whole_says_so_and_comes_back(books_url: str) -> None:
+    broken = http(JSON, b"{}", b"500 Internal Server Error")
+    async with Liar(broken) as one, Liar(broken) as other:
+        named = [{"url": one.url, "name": "a"}, {"url": other.url, "name": "b"}]
+        async with rig(books_url, workers=[], cloud=True, settings=pool(*named)) as house:
+            await up(house, 2)
+            for _ in range(12):  # nobody notices: the cloud answers what may go there
+                assert (await house.ask()).status == 200
+            assert (await house.ask()).header("attempts") == "1"  # nobody else is asked first now
+            pinned = house.headers(sensitivity="sensitive")
+            refused = await house.ask(pinned)
+            assert refused.status in (500, 502, 503)
+            assert (await house.admin("GET", "/admin/pool"))["alerts"]
+            good = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+            one.answer = other.answer = http(JSON, json.dumps(good).encode())
+            async with asyncio.timeout(30):
+                while (await house.ask(pinned)).status != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert (await house.ask(pinned)).status == 200
+
+
+async def test_a_name_that_flaps_loses_no_request(
+    books_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty times a second it has other addresses, none, or cannot be looked up at all."""
+    one, other = "127.0.0.1", "127.0.0.2"
+    said = itertools.cycle([[one, other], [other], [one], [], [one, other], None, [other, one]])
+    asked = 0
+
+    async def resolve(dialer: Dialer, origin: object) -> list[str]:
+        nonlocal asked
+        asked += 1
+        if (addresses := next(said)) is None:
+            raise OSError("no such name")
+        return addresses
+
+    monkeypatch.setattr(Dialer, "resolve", resolve)
+    options = ServerOptions(chunks=5, pace_ms=10, slots=2)
+    async with ScriptedServer(options) as here:
+        port = int(here.url.rpartition(":")[2])
+        async with ScriptedServer(msgspec.structs.replace(options, host=other, port=port)) as there:
+            name = {"url": f"http://gpus.svc:{port}", "name": "gpu", "every_s": 0.05}
+            settings = {"pool.dns": [name], "pool.warm_up_s": 0}
+            async with rig(books_url, workers=[], settings=settings) as house:
+                await house.ready_worker()
+                callers = Callers(house)
+                asking = spawn(callers.run(), name="callers")
+                await until(lambda: asked > 30)
+                callers.stop = True
+                await asking
+                assert set(callers.ends) == {"ok"}, callers.ends
+                assert set(callers.routes) == {f"local:gpu-{one}", f"local:gpu-{other}"}
+                assert here.answered > 10 < there.answered

@@ -258,6 +258,15 @@ def test_pace_and_first_token_are_learned_from_streams(kit: Kit) -> None:
     assert kit.take().clouds[0].ttft_ewma_ms == pytest.approx(200.0)
 
 
+def test_an_engine_that_publishes_no_pace_is_known_by_its_answers(kit: Kit) -> None:
+    kit.reports = (worker("w1", decode_tokens_per_s=0.0), worker("w2", decode_tokens_per_s=0.0))
+    kit.succeed()
+    # and one that has answered nothing yet is taken to be as quick
+    assert [w.decode_tokens_per_s for w in kit.take().workers] == [100.0, 100.0]
+    kit.reports = (worker("w1", decode_tokens_per_s=40.0), worker("w2", decode_tokens_per_s=0.0))
+    assert [w.decode_tokens_per_s for w in kit.take().workers] == [40.0, 40.0]
+
+
 def test_an_answer_in_one_piece_says_nothing_of_its_beginning(kit: Kit) -> None:
     kit.succeed(Site.CLOUD, ttft_ms=None, total_ms=9_000.0)
     found = kit.take().clouds[0]

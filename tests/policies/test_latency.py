@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import latency
-from policies.latency import has_room, occupancy, of_cloud, of_worker
+from policies.latency import assumed, has_room, occupancy, of_cloud, of_worker
 from policies.types import WorkerState
 from tests.policies.builders import cloud, facts, full, worker
 
@@ -34,6 +34,20 @@ def test_a_queue_by_hand() -> None:
         in_flight_prompt_tokens=4_000,
     )
     assert of_worker(taken, facts(), 100).queued_ms == pytest.approx(3 * 20_200 / 8)
+
+
+def test_who_was_not_measured_is_taken_for_the_quickest_of_its_model() -> None:
+    slow = worker("a", decode_tokens_per_s=20.0, prefill_tokens_per_s=0.0)
+    quick = worker("b", decode_tokens_per_s=60.0, prefill_tokens_per_s=0.0)
+    new = worker("c", decode_tokens_per_s=0.0, prefill_tokens_per_s=0.0)
+    other = worker("d", model="other", decode_tokens_per_s=0.0, prefill_tokens_per_s=900.0)
+    found = assumed([slow, quick, new, other])
+    assert [w.decode_tokens_per_s for w in found] == [20.0, 60.0, 60.0, 0.0]
+    assert [w.prefill_tokens_per_s for w in found] == [0.0, 0.0, 0.0, 900.0]
+    assert found[0] is slow
+    assert assumed([]) == ()
+    half = worker("e", decode_tokens_per_s=0.0, prefill_tokens_per_s=500.0)
+    assert assumed([half, quick])[1].prefill_tokens_per_s == 500.0
 
 
 def test_a_free_slot_without_memory_is_not_free() -> None:

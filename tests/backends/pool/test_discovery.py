@@ -66,6 +66,24 @@ async def test_every_address_of_a_name_is_a_worker(monkeypatch: pytest.MonkeyPat
                 await egress.open("GET", one.url, headers={}, body=None, timeouts=PATIENT)
 
 
+async def test_an_address_is_gone_when_three_answers_in_a_row_lack_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = iter(["12", "1", "1", "12", "1", "1", "1", "2", ""])
+
+    async def resolve(dialer: Dialer, origin: object) -> list[str]:
+        return [f"10.0.0.{number}" for number in next(said)]
+
+    monkeypatch.setattr(Dialer, "resolve", resolve)
+    egress = Egress(allowed=[])
+    source = DnsSource(egress, Member(name="g", url="http://gpus.svc:8000"), every_s=60)
+    seen = []
+    for _ in range(9):
+        seen.append("".join(member.name[-1] for member in await source.members()))
+    assert seen == ["12", "12", "12", "12", "12", "12", "1", "12", "12"]
+    await egress.close()
+
+
 async def test_a_real_name_is_looked_up_through_the_exit() -> None:
     async with ScriptedServer(ServerOptions()) as worker:
         port = worker.url.rpartition(":")[2]
