@@ -6,7 +6,9 @@ only asks the admin port should answer at once; so nothing is imported before it
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yuzui`. Returns the exit code: 0 well, 1 failed, 2 wrong usage."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_help())
+        try:
+            print(_help(), flush=True)
+        except BrokenPipeError:
+            return _nobody_reads()
         return 0 if args else 2
     name, rest = args[0], args[1:]
     found = COMMANDS.get(name)
@@ -50,9 +55,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"yuzui {name}"  # what argparse shows as the program's name
     try:
-        return int(importlib.import_module(found[0]).main(rest))
+        code = int(importlib.import_module(found[0]).main(rest))
+        sys.stdout.flush()  # while what goes wrong with it can still be told
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # of no file that could be named: a mistake of ours
+        if error.filename is None:
+            _drop_output()
+        print(f"yuzui {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _nobody_reads() -> int:
+    """`yuzui report | head` has what it wanted. The exit code is a shell's for SIGPIPE."""
+    _drop_output()
+    return 141
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere, so that ending does not fail as well."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

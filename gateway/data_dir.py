@@ -30,6 +30,19 @@ class InUse(Exception):
     """Another `yuzui up` works in this folder."""
 
 
+class FolderUnusable(OSError):
+    """The data folder cannot be made, read or written. The text says what to do."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror, str(path))
+
+    def __str__(self) -> str:
+        return (
+            f"the data folder {self.filename} cannot be used ({self.strerror}): set data_dir "
+            "(YUZUI_DATA_DIR) to a folder of your own"
+        )
+
+
 class DataDir:
     """Paths under one data folder. The folder is for its owner only."""
 
@@ -49,8 +62,12 @@ class DataDir:
         return self.path / "logs"
 
     def make(self) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.logs.mkdir(mode=0o700, exist_ok=True)
+        """Raises FolderUnusable."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise FolderUnusable(self.path, error) from error
 
     def lock(self) -> IO[bytes]:
         """Holds the folder for this process. Raises InUse. Released when the file is closed."""
@@ -63,12 +80,17 @@ class DataDir:
         return file
 
     def admin_token(self) -> str:
-        """The admin port's token, made on first use."""
+        """The admin port's token, made on first use. Raises FolderUnusable."""
         file = self.path / "admin-token"
-        if not file.exists():
-            self.make()
-            write_private(file, secrets.token_urlsafe(32).encode())
-        return file.read_text().strip()
+        try:
+            if not file.exists():
+                self.make()
+                write_private(file, secrets.token_urlsafe(32).encode())
+            return file.read_text().strip()
+        except FolderUnusable:
+            raise
+        except OSError as error:
+            raise FolderUnusable(self.path, error) from error
 
     def write_token(self, token: str) -> None:
         """Keeps the demo token where `make up` promises it."""

@@ -238,7 +238,7 @@ class _Admin:
         ours = {w["url"]: w["name"] for w in supervised}
         pool = self._gateway.pool
         names = [ours.get(pool.url(n), n) if n in pool.names() else n for n in asked.names]
-        if unknown := sorted(set(names) - set(known)):
+        if known and (unknown := sorted(set(names) - set(known))):
             text = (
                 f"no worker {unknown[0]!r} is run by this `yuzui up`; it runs: {', '.join(known)}"
             )

@@ -52,7 +52,12 @@ class AdminClient:
         self, method: str, path: str, query: dict[str, str] | None, body: object
     ) -> Iterator[http.client.HTTPResponse]:
         parts = urlsplit(self._url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        try:
+            connection = http.client.HTTPConnection(
+                parts.hostname or "", parts.port, timeout=TIMEOUT_S
+            )
+        except http.client.InvalidURL:
+            raise AdminError(f"{self._url} is no address: set admin_host") from None
         target = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else msgspec.json.encode(body)
         try:

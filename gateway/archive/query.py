@@ -181,6 +181,8 @@ class Query:
         Raises ArchiveError with DuckDB's words when it does not understand."""
         try:
             found = self._db.execute(sql)
+            if found is None:  # nothing but a comment
+                raise ArchiveError("no question was asked")
             return [column[0] for column in found.description or ()], found.fetchall()
         except duckdb.Error as error:
             raise ArchiveError(str(error)) from error

@@ -18,7 +18,7 @@ from gateway.admin.client import AdminError
 from gateway.archive.books import BooksError
 from gateway.archive.extra import ExtraMissing, load
 from gateway.commands.archive_out import add_export, add_query, export, query
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.ledger.ledger import LedgerFault, LedgerUnavailable
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         LedgerFault, ValueError, OSError,
     ) as error:  # fmt: skip
         print(f"yuzui archive: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
 
 
 def redis_url(config: Config) -> str:
@@ -134,6 +134,9 @@ async def _compact(config: Config, _: argparse.Namespace) -> int:
 
 async def _forget(config: Config, args: argparse.Namespace) -> int:
     whom = f"tenant {args.tenant}" + (f", subject {args.subject}" if args.subject else "")
+    if not args.tenant or args.subject == "":
+        raise ValueError("whose rows? --tenant and --subject take a name")
+    redis_url(config)  # nobody is asked about books that are not there
     if not args.yes and not _sure(whom):
         print("nothing was erased")
         return 1

@@ -50,7 +50,8 @@ def export(config: Config, args: argparse.Namespace) -> int:
     output: Path | None = args.output
     kind = args.format or (output.suffix.lstrip(".").lower() if output is not None else "csv")
     if kind not in FORMATS:
-        raise ValueError(f"--format is one of {', '.join(FORMATS)}, {kind!r} is none")
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{output} says no format by its name: give --format, one of {known}")
     if kind == "parquet" and output is None:
         raise ValueError("Parquet goes into a file: give --output")
     with _books(config, args) as books:
@@ -61,6 +62,8 @@ def export(config: Config, args: argparse.Namespace) -> int:
 
 def query(config: Config, args: argparse.Namespace) -> int:
     """Raises AdminError, BooksError, ExtraMissing, ValueError."""
+    if not args.sql.strip():
+        raise ValueError("no question was asked: give it as SQL to the view `rows`")
     with _books(config, args) as books:
         head, rows = books.ask(args.sql)
     if args.json:

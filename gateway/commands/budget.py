@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.admin.client import AdminClient, AdminError
 from gateway.commands.budget_print import audit_json, audit_table, budgets_json, budgets_table
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from policies.budget import Period
 from policies.types import MONEY_NANO_MAX, NANO_PER_CNY, Steer
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         budgets = _act(args, client)
     except (AdminError, ValueError) as error:
         print(f"yuzui budget: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     print(budgets_json(budgets) if args.json else budgets_table(budgets))
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.admin.client import AdminClient, AdminError
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from gateway.commands.tables import table
 from policies.budget import cny
 from policies.types import SloClass
@@ -35,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--slo", choices=[c.value for c in SloClass], default="interactive")
     parser.add_argument("--json", action="store_true", help="print the whole decision as JSON")
     args = parser.parse_args(argv)
+    for name in ("output_tokens", "deadline_ms"):
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            parser.error(f"--{name.replace('_', '-')} is 1 or more")
     config = load_config(parser, args)
     try:
         described = {
@@ -50,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         decision = AdminClient(config).call("POST", "/admin/explain", body=described)
     except (AdminError, ValueError) as error:
         print(f"yuzui explain: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(decision), indent=2).decode())
     else:

@@ -14,6 +14,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def exit_code(error: Exception) -> int:
+    """2 for a wrong argument, which is a bare ValueError with its name; else 1: it failed."""
+    return 2 if type(error) is ValueError else 1
+
+
 def load_config(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,

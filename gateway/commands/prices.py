@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.gateway import rules_of, unpriced, with_endpoints
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         code, found, text = _ACTS[args.act](args, config)
     except (PriceCardError, Unpriced, ValueError) as error:
         print(f"yuzui prices: {error.args[0]}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:

@@ -17,7 +17,7 @@ from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
 from gateway.commands import measures
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.reports.report import GROUPS
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         report = _ask(args, config)
     except (AdminError, BooksError, ExtraMissing, ValueError) as error:
         print(f"yuzui report: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     if args.json:
         print(_as_json(report))
     elif args.csv:
@@ -114,6 +114,8 @@ def day_range(args: argparse.Namespace, config: Config) -> dict[str, int]:
             except ValueError:
                 raise ValueError(f"--{name} {day!r} is not a day such as 2026-11-01") from None
             found[name] = int(start.timestamp() * 1000)
+    if len(found) == 2 and found["since"] >= found["until"]:
+        raise ValueError(f"--since {args.since} is not before --until {args.until}")
     return found
 
 

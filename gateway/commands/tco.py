@@ -18,7 +18,7 @@ import msgspec
 from gateway.admin.client import AdminClient, AdminError
 from gateway.archive.books import BooksError, hot_rows, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
-from gateway.commands.options import add_config, load_config
+from gateway.commands.options import add_config, exit_code, load_config
 from gateway.commands.report import day_range
 from gateway.commands.tables import table
 from gateway.config import Config
@@ -53,10 +53,6 @@ _ARTICLE = {
 }
 
 
-class Wrong(Exception):
-    """An option that cannot be; the text names it."""
-
-
 def main(argv: Sequence[str]) -> int:
     args, config = _options(argv)
     if config is None:
@@ -78,10 +74,10 @@ def main(argv: Sequence[str]) -> int:
         pages = {lang: sheet(made, traffic, context, words) for lang, words in LANGUAGES.items()}
         _write(args, pages[args.lang])
     except (
-        AdminError, BooksError, ExtraMissing, NothingToStudy, NoFont, Wrong, ValueError, OSError,
+        AdminError, BooksError, ExtraMissing, NothingToStudy, NoFont, ValueError, OSError,
     ) as error:  # fmt: skip
         print(f"yuzui tco: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     print(_as_json(made, traffic, context) if args.json else as_text(pages[args.lang]))
     return 0
 
@@ -117,6 +113,8 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     args = parser.parse_args(argv)
     if args.time_scale < 1:
         parser.error("--time-scale is 1 or more")
+    if args.slots is not None and args.slots < 1:
+        parser.error("--slots is 1 or more")
     if args.from_ == "article" and (args.html or args.png):
         parser.error("--html and --png show the traffic of the ledger; the article is a table")
     return args, None if args.from_ == "article" else load_config(parser, args)
@@ -149,7 +147,7 @@ def _slots(client: AdminClient) -> int:
     workers = client.call("GET", "/admin/pool")["workers"]
     found = max((worker.get("slots") or 0 for worker in workers), default=0)
     if not found:
-        raise Wrong("no worker says how many slots it has: give --slots")
+        raise NothingToStudy("no worker says how many slots it has: give --slots")
     return int(found)
 
 
@@ -160,10 +158,10 @@ def _context(args: argparse.Namespace, config: Config, slots: int) -> Context:
         try:
             bought = date.fromisoformat(args.bought)
         except ValueError:
-            raise Wrong(f"--bought {args.bought!r} is not a day such as 2026-11-01") from None
+            raise ValueError(f"--bought {args.bought!r} is not a day such as 2026-11-01") from None
     wait_s = config.limits.ttft_interactive_s if args.wait_s is None else args.wait_s
     if not 0 <= wait_s <= 86_400:
-        raise Wrong("--wait-s is 0 to 86400 seconds")
+        raise ValueError("--wait-s is 0 to 86400 seconds")
     return Context(
         server=server_of(config, slots),
         zone=config.timezone,
@@ -199,9 +197,9 @@ def _counts(text: str) -> tuple[int, ...]:
     try:
         counts = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise Wrong(f"--servers {text!r} is not a list such as 1,2,4") from None
+        raise ValueError(f"--servers {text!r} is not a list such as 1,2,4") from None
     if not all(1 <= count <= 1_000 for count in counts) or len(counts) > 6:
-        raise Wrong("--servers takes up to six numbers from 1 to 1000")
+        raise ValueError("--servers takes up to six numbers from 1 to 1000")
     return tuple(sorted(set(counts)))
 
 
@@ -211,7 +209,7 @@ def _decimal(name: str, text: str) -> Decimal:
     except InvalidOperation:
         value = Decimal("NaN")
     if not value.is_finite() or value <= 0:
-        raise Wrong(f"{name} {text!r} is not a number above 0")
+        raise ValueError(f"{name} {text!r} is not a number above 0")
     return value
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway.commands.options import add_config, load_config
+from gateway.data_dir import DataDir
 from gateway.keys import KeyUnusable, issue, make_private_key
 from policies.sensitivity import NAMES
 from policies.types import SloClass
@@ -34,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     make.add_argument("--slo", choices=[c.value for c in SloClass], help="class of its requests")
     args = parser.parse_args(argv)
     config = load_config(parser, args)
+    if "" in args.model:
+        parser.error("--model takes a name")
+    DataDir(config.data_dir).make()
     try:
         token = issue(
             make_private_key(config.data_dir),

@@ -346,7 +346,7 @@ class RedisLink:
                 await self._greet(wire)
         except (OSError, TimeoutError, LedgerUnavailable, LedgerFault) as error:
             wire.abort()
-            text = f"Redis at {target!r} cannot be used: {error or type(error).__name__}"
+            text = f"Redis at {target} cannot be used: {error or type(error).__name__}"
             raise LedgerUnavailable(text, ambiguous=False) from error
         except BaseException:
             wire.abort()  # cancelled in the middle: do not leave a socket behind

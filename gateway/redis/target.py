@@ -20,10 +20,11 @@ class Target(Value, frozen=True, kw_only=True):
     db: int = 0
 
     def __repr__(self) -> str:
-        place = self.path or f"{self.host}:{self.port}"
-        return f"Target({place}, db={self.db})"  # a password has no business in a log
+        return f"Target({self})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        """For people; a password has no business in a log."""
+        return f"{self.path or f'{self.host}:{self.port}'}/{self.db}"
 
 
 def parse_url(url: str) -> Target:

@@ -71,19 +71,21 @@ def test_sql(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "said", "code"),
     [
-        (["export", "-o", "rows.xls"], "'xls' is none"),
-        (["export", "--format", "parquet"], "give --output"),
-        (["export", "--since", "soon"], "--since 'soon'"),
-        (["query", "SELECT nothing FROM rows"], "nothing"),
-        (["query", "COPY rows TO '/tmp/x.csv'"], "disabled"),
+        (["export", "-o", "rows.xls"], "rows.xls says no format by its name: give --format", 2),
+        (["export", "--format", "parquet"], "give --output", 2),
+        (["export", "--since", "soon"], "--since 'soon'", 2),
+        (["query", " \n"], "no question was asked", 2),
+        (["query", "-- only a remark"], "no question was asked", 1),
+        (["query", "SELECT nothing FROM rows"], "nothing", 1),
+        (["query", "COPY rows TO '/tmp/x.csv'"], "disabled", 1),
     ],
 )
 def test_what_cannot_be_done_says_why(
-    here: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    here: Path, argv: list[str], said: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert archive.main(argv) == 1
+    assert archive.main(argv) == code
     assert said in capsys.readouterr().err
 
 

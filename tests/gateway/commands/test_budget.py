@@ -106,7 +106,7 @@ def test_set_with_everything(admin: Admin) -> None:
 def test_a_soft_limit_that_is_none(
     admin: Admin, soft: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert budget.main(["set", "tenant:a", "--limit-cny", "1", "--soft", soft]) == 1
+    assert budget.main(["set", "tenant:a", "--limit-cny", "1", "--soft", soft]) == 2
     assert "percent" in capsys.readouterr().err.lower()
     assert not admin.asked
 
@@ -178,7 +178,7 @@ def test_a_refusal_is_printed_and_is_a_failure(
 
 
 def test_a_bad_amount_asks_nobody(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
-    assert budget.main(["set", "tenant:a", "--limit-cny", "a lot"]) == 1
+    assert budget.main(["set", "tenant:a", "--limit-cny", "a lot"]) == 2
     assert "'a lot' is not an amount" in capsys.readouterr().err
     assert not admin.asked
 

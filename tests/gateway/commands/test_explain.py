@@ -101,6 +101,6 @@ def test_a_size_that_is_none(
     monkeypatch: pytest.MonkeyPatch, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admin = Admin()
-    assert explained(monkeypatch, admin, f"--image={size}") == 1
+    assert explained(monkeypatch, admin, f"--image={size}") == 2
     assert f"--image {size!r} is not a size such as 1280x720" in capsys.readouterr().err
     assert not admin.asked

@@ -71,8 +71,14 @@ def test_a_tenant_of_its_own(admin: Admin) -> None:
 
 @pytest.mark.parametrize("day", ["yesterday", "2026-13-01", "2026-11-22T10", ""])
 def test_a_day_that_is_none(admin: Admin, day: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main(["--since", day]) == 1
+    assert report.main(["--since", day]) == 2
     assert "is not a day such as 2026-11-01" in capsys.readouterr().err
+    assert not admin.asked
+
+
+def test_days_in_the_wrong_order(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["--since", "2026-11-22", "--until", "2026-11-22"]) == 2
+    assert "--since 2026-11-22 is not before --until 2026-11-22" in capsys.readouterr().err
     assert not admin.asked
 
 

@@ -91,7 +91,7 @@ def test_archived_rows_are_studied_too(
 def test_options_that_cannot_be_name_themselves(
     here: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tco.main(argv) == 1
+    assert tco.main(argv) == 2
     assert said in capsys.readouterr().err
 
 
