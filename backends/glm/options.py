@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.glm.adapters import parse_named
-from backends.glm.capacity import Asked
-from backends.glm.limits import CHOICES_MAX, IMAGES_MAX, Limits
+from backends.glm.engine.adapters import parse_named
+from backends.glm.engine.capacity import Asked
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
+from backends.glm.request.limits import CHOICES_MAX, IMAGES_MAX, Limits
 
 QUEUE_DEFAULT = 64  # a caller without another place would rather wait than be refused
 NAME_DEFAULT = "glm-4.6v"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from backends.glm.capacity import SLOTS_CPU, SLOTS_CUDA, STEP_TOKENS_CPU, STEP_TOKENS_CUDA
-from backends.glm.files import check_files
-from backends.glm.fit import Need, Setting, check_fits, read_shape
-from backends.glm.load import find_device, find_dtype
-from backends.glm.memory import host_free_bytes
+from backends.glm.checkpoint.files import check_files
+from backends.glm.checkpoint.fit import Need, Setting, check_fits, read_shape
+from backends.glm.checkpoint.memory import host_free_bytes
+from backends.glm.checkpoint.weights import read_tensors
+from backends.glm.engine.capacity import SLOTS_CPU, SLOTS_CUDA, STEP_TOKENS_CPU, STEP_TOKENS_CUDA
+from backends.glm.model.load import find_device, find_dtype
 from backends.glm.options import Options
-from backends.glm.weights import read_tensors
 
 
 def ensure_fits(options: Options) -> Need:

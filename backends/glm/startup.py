@@ -14,24 +14,24 @@ import transformers
 from PIL import Image
 
 from backends.glm import heap
-from backends.glm.adapters import Adapters, load_named
-from backends.glm.capacity import Capacity, beside_tokens, capacity
-from backends.glm.engine import Engine
+from backends.glm.answer.output import Output
+from backends.glm.api.service import Serving
+from backends.glm.checkpoint.files import LoadError
+from backends.glm.checkpoint.memory import host_free_bytes
+from backends.glm.engine.adapters import Adapters, load_named
+from backends.glm.engine.capacity import Capacity, beside_tokens, capacity
+from backends.glm.engine.engine import Engine
+from backends.glm.engine.events import Event, Failed, Finished, Job
+from backends.glm.engine.prefix import BLOCK
+from backends.glm.engine.scheduler import Rows, Scheduler
 from backends.glm.errors import WorkerError
-from backends.glm.events import Event, Failed, Finished, Job
-from backends.glm.files import LoadError
-from backends.glm.linears import MatrixMaker
-from backends.glm.load import Checkpoint, load_checkpoint
-from backends.glm.memory import host_free_bytes
-from backends.glm.messages import ImagePart, Message, TextPart
+from backends.glm.model.linears import MatrixMaker
+from backends.glm.model.load import Checkpoint, load_checkpoint
+from backends.glm.model.runner import Runner, kv_token_bytes
 from backends.glm.options import Options
-from backends.glm.output import Output
-from backends.glm.prefix import BLOCK
 from backends.glm.preflight import ensure_fits
-from backends.glm.protocol import ChatRequest
-from backends.glm.runner import Runner, kv_token_bytes
-from backends.glm.scheduler import Rows, Scheduler
-from backends.glm.service import Serving
+from backends.glm.request.messages import ImagePart, Message, TextPart
+from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Sampling
 
 ONE_THREAD_PARAMETERS = 50_000_000

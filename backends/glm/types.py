@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import msgspec
 import numpy as np
-
-from backends.glm.protocol import SamplingOverrides
 
 _Number = TypeVar("_Number", int, float)
 
@@ -90,6 +89,21 @@ class Constraint(Protocol):
     def accept(self, token_id: int) -> None:
         """This token came next."""
         ...
+
+
+class SamplingOverrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller set; None leaves the checkpoint's own default in force."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

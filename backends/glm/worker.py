@@ -17,12 +17,12 @@ import structlog
 from aiohttp import web
 
 from backends.glm import heap
-from backends.glm.files import check_files
+from backends.glm.api.report import Changes, LoadReporter
+from backends.glm.api.server import make_app
+from backends.glm.api.service import Service, Serving
+from backends.glm.checkpoint.files import check_files
 from backends.glm.options import Options
 from backends.glm.priority import gently, take_part
-from backends.glm.report import Changes, LoadReporter
-from backends.glm.server import make_app
-from backends.glm.service import Service, Serving
 
 DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
 STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over

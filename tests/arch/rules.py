@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from tests.arch.code import Source, calls, functions, imports, within
 
@@ -70,34 +71,52 @@ def pure(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno}: pure code does not wait"
 
 
-# The rooms of the gateway, each of which knows only those before it. What stands beside them at the
-# top is the straight line and its parts, which may use any room and be used by it.
-GATEWAY_ROOMS = (
-    "config", "redis", "ledger", "prices", "reports", "pool", "wire", "admin", "archive", "tco",
-    "machine", "commands",
-)  # fmt: skip
+class Order(NamedTuple):
+    """Rooms of a package, each of which knows only those before it.
+
+    What stands beside them at the top may use any room. `ground`: the modules at the top that rooms
+    may use in turn, and which therefore know no room; None: rooms may use all of the top.
+    """
+
+    rooms: tuple[str, ...]
+    ground: frozenset[str] | None = None
 
 
-def gateway_rooms(source: Source) -> Iterator[str]:
+ROOMS: Mapping[str, Order] = {
+    "gateway": Order((
+        "config", "redis", "ledger", "prices", "reports", "pool", "wire", "admin", "archive", "tco",
+        "machine", "commands",
+    )),
+    "backends.glm": Order(
+        ("checkpoint", "answer", "request", "engine", "api", "model", "nano"),
+        ground=frozenset({"errors", "types"}),
+    ),
+}  # fmt: skip
+
+
+def room_order(source: Source) -> Iterator[str]:
     """Two rooms that know each other are one: neither can be read without the other."""
-    own = _room(source.module, is_room=source.path.endswith("/__init__.py"))
-    if own is None:
-        return
-    if own not in GATEWAY_ROOMS:
-        yield f"{source.path}:1: which rooms does {own} know? It has no place in GATEWAY_ROOMS"
-        return
-    known = GATEWAY_ROOMS[: GATEWAY_ROOMS.index(own) + 1]
-    for item in imports(source):
-        for target in item.targets():
-            other = target.split(".")[1] if within(target, "gateway") and "." in target else own
-            if other in GATEWAY_ROOMS and other not in known:
-                yield f"{source.path}:{item.line}: {own} comes before {other}: {target}"
+    for package, order in ROOMS.items():
+        own, *rest = _below(source.module, package).split(".")
+        room = bool(rest) or source.path.endswith("/__init__.py")
+        if not own or not (room or own in (order.ground or ())):
+            continue
+        if room and own not in order.rooms:
+            yield f"{source.path}:1: which rooms does {own} know? It has no place in ROOMS"
+            continue
+        known = order.rooms[: order.rooms.index(own) + 1] if room else ()
+        for item in imports(source):
+            for target in item.targets():
+                other = _below(target, package).split(".")[0]
+                if other in order.rooms and other not in known:
+                    yield f"{source.path}:{item.line}: {own} comes before {other}: {target}"
+                elif other and other not in order.rooms and other not in (order.ground or {other}):
+                    yield f"{source.path}:{item.line}: {other} puts rooms together: {target}"
 
 
-def _room(module: str, *, is_room: bool) -> str | None:
-    """The room that a module of the gateway stands in; None at the top, and elsewhere."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "gateway" and len(parts) >= (2 if is_room else 3) else None
+def _below(module: str, package: str) -> str:
+    """The module's name from inside the package; empty for itself, and for what is elsewhere."""
+    return module.removeprefix(f"{package}.") if module.startswith(f"{package}.") else ""
 
 
 # ------------------------------------------------------------------ who may use what
@@ -112,12 +131,35 @@ ONLY_IN: Mapping[tuple[str, ...], tuple[frozenset[str], str]] = {
         frozenset({"gateway.redis.embedded"}),
         "where the embedded server comes from is one module's business",
     ),
-    ("torch", "transformers", "safetensors", "tokenizers", "pynvml", "llguidance"): (
-        frozenset({"backends.glm"}),
-        "a gateway without a GPU installs and loads none of it",
+    ("torch", "transformers", "safetensors", "pynvml"): (
+        frozenset(
+            {
+                "backends.glm.model",
+                "backends.glm.nano",
+                "backends.glm.preflight",
+                "backends.glm.startup",
+            }
+        ),
+        "a gateway without a GPU installs and loads none of it; a worker listens without",
+    ),
+    ("tokenizers",): (
+        frozenset({"backends.glm.checkpoint.tokenizer", "backends.glm.nano"}),
+        "one place decides which texts may become control tokens",
+    ),
+    ("llguidance",): (
+        frozenset({"backends.glm.answer.grammar"}),
+        "a caller's grammar is compiled where its limits are",
     ),
     ("PIL",): (
-        frozenset({"backends.media", "backends.glm", "backends.ark.emulator"}),
+        frozenset(
+            {
+                "backends.media",
+                "backends.glm.request.images",
+                "backends.glm.startup",
+                "backends.glm.nano",
+                "backends.ark.emulator",
+            }
+        ),
         "decoding hostile bytes happens where the limits are",
     ),
     ("jwt",): (
@@ -344,7 +386,7 @@ def dangerous(source: Source) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     rooms,
-    gateway_rooms,
+    room_order,
     pure,
     libraries,
     sockets,

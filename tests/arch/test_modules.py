@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from tests.arch.code import PACKAGES, ROOT, sources
-from tests.arch.rules import GATEWAY_ROOMS
+from tests.arch.rules import ROOMS
 
 # What a process that only serves must not have in memory: torch alone is 200 MB.
 HEAVY = (
@@ -92,6 +92,19 @@ def test_the_gateway_brings_neither_torch_nor_the_vendor_sdk() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_of_the_worker_only_the_model_brings_torch() -> None:
+    light = ROOMS["backends.glm"].rooms
+    light = light[: light.index("model")]
+    modules = [
+        source.module
+        for source in sources("backends")
+        if source.module.startswith(tuple(f"backends.glm.{room}" for room in light))
+    ]
+    assert "backends.glm.engine.engine" in modules
+    loaded = _imports([*modules, "backends.glm.options", "backends.glm.worker"])
+    assert {name.split(".")[0] for name in loaded}.isdisjoint(("torch", "transformers"))
+
+
 def test_that_test_can_see_a_heavy_module() -> None:
     assert "numpy" in _imports(["numpy", "json"])
 
@@ -136,6 +149,8 @@ def test_that_test_can_see_a_test_that_stayed_behind() -> None:
     assert misplaced([moved, nowhere, *fine], modules) == [moved, nowhere]
 
 
-def test_the_order_of_the_rooms_names_every_room() -> None:
-    rooms = {file.parent.name for file in (ROOT / "gateway").glob("*/__init__.py")}
-    assert sorted(GATEWAY_ROOMS) == sorted(rooms)
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_order_of_the_rooms_names_every_room(package: str) -> None:
+    folder = ROOT / package.replace(".", "/")
+    rooms = {file.parent.name for file in folder.glob("*/__init__.py")}
+    assert sorted(ROOMS[package].rooms) == sorted(rooms)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Glm46VImageProcessorPil
 
+from backends.glm.model.quantize import Int8Config
 from backends.glm.nano import CHECKPOINT
-from backends.glm.quantize import Int8Config
 
 Message = dict[str, Any]
 MAX_NEW_TOKENS = 160  # the longest, a thought and three things in detail, is about 110 tokens

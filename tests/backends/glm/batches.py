@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from backends.glm.events import Event, Job
-from backends.glm.load import Checkpoint
-from backends.glm.output import Output
-from backends.glm.protocol import parse_chat
-from backends.glm.runner import Generation, Runner
+from backends.glm.answer.output import Output
+from backends.glm.engine.events import Event, Job
+from backends.glm.model.load import Checkpoint
+from backends.glm.model.runner import Generation, Runner
+from backends.glm.request.protocol import parse_chat
 from backends.glm.types import Prompt, Sampling
 
 from .conftest import data_url, picture

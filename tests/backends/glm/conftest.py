@@ -16,14 +16,14 @@ import torch
 from aiohttp import web
 from PIL import Image
 
-from backends.glm.adapters import Adapters
-from backends.glm.engine import Engine
-from backends.glm.limits import Limits
-from backends.glm.load import Checkpoint, load_checkpoint
-from backends.glm.model import Runner
-from backends.glm.report import Changes, LoadReporter
-from backends.glm.server import make_app
-from backends.glm.service import Service, Serving
+from backends.glm.api.report import Changes, LoadReporter
+from backends.glm.api.server import make_app
+from backends.glm.api.service import Service, Serving
+from backends.glm.engine.adapters import Adapters
+from backends.glm.engine.engine import Engine
+from backends.glm.engine.model import Runner
+from backends.glm.model.load import Checkpoint, load_checkpoint
+from backends.glm.request.limits import Limits
 
 from .scripted import QUEUE_LIMIT, scheduler
 from .tiny import WIDE, make_checkpoint

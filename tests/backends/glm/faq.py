@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from backends.glm.load import load_checkpoint
+from backends.glm.model.load import load_checkpoint
 from backends.glm.nano import CHECKPOINT
-from backends.glm.protocol import parse_chat
+from backends.glm.request.protocol import parse_chat
 
 # The language model's matrices alone: `down_proj` exists in the vision tower, too.
 TARGETS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_up_proj|down_proj)"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from backends.glm.events import Job
-from backends.glm.model import Opened
-from backends.glm.prefix import BLOCK
-from backends.glm.scheduler import Rows, Scheduler
+from backends.glm.engine.events import Job
+from backends.glm.engine.model import Opened
+from backends.glm.engine.prefix import BLOCK
+from backends.glm.engine.scheduler import Rows, Scheduler
 from backends.glm.types import Drawn
 
 QUEUE_LIMIT = 2

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import Linear
 
-from backends.glm.deltas import Delta
-from backends.glm.engine import Engine
-from backends.glm.events import ABORTED, Event, Failed, Finished, Job, Progress
-from backends.glm.linears import packs
-from backends.glm.load import Checkpoint
-from backends.glm.output import Output
-from backends.glm.prefix import BLOCK
-from backends.glm.runner import Runner
+from backends.glm.answer.deltas import Delta
+from backends.glm.answer.output import Output
+from backends.glm.engine.engine import Engine
+from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress
+from backends.glm.engine.prefix import BLOCK
+from backends.glm.model.linears import packs
+from backends.glm.model.load import Checkpoint
+from backends.glm.model.runner import Runner
 from backends.glm.types import Drawn, Prompt, Sampling
 
 from .batches import GREEDY, agrees, forced, generated, prompt_for

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.glm import load, preflight
-from backends.glm.capacity import SLOTS_CPU, SLOTS_CUDA
-from backends.glm.files import LoadError
+from backends.glm import preflight
+from backends.glm.checkpoint.files import LoadError
+from backends.glm.engine.capacity import SLOTS_CPU, SLOTS_CUDA
+from backends.glm.model import load
 from backends.glm.options import parse_options
 from backends.glm.preflight import ensure_fits, setting_of
 

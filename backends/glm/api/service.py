@@ -1,0 +1,196 @@
+"""What the worker does with a chat request, apart from HTTP: the bridge to the engine's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from backends.glm.engine.adapters import Adapters
+from backends.glm.engine.engine import Engine
+from backends.glm.engine.events import Event, Job, Ticket
+from backends.glm.errors import WorkerUnavailable
+from backends.glm.request.prepare import Prepared, Preparer
+from backends.glm.request.prompt import PromptBuilder
+from backends.glm.request.protocol import ChatRequest
+from backends.glm.types import Prompt
+
+# Decoding pictures and tokenising release the interpreter lock for most of their time; more than
+# two at once would take cores from the model.
+PREPARE_THREADS = 2
+
+State = Literal["loading", "ok", "draining"]
+Events = asyncio.Queue[tuple[int, Event]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """A model that is up: everything a chat request needs. `engine` runs already."""
+
+    engine: Engine
+    preparer: Preparer
+    adapters: Adapters
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """What prompts are made with."""
+        return self.preparer.prompts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """One admitted and prepared request. Its events come with the number of their answer, in order
+    for each answer, a Finished or Failed last. `spelled`: the bytes of a token id."""
+
+    request: ChatRequest
+    prompt: Prompt
+    events: Events
+    spelled: Callable[[int], bytes]
+
+
+class Mail:
+    """Carries events from the engine's thread to the event loop.
+
+    A step of the engine ends with an event for each of many requests; they cross together, because
+    waking the loop costs more than all of them.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._posted: deque[tuple[Events, int, Event]] = deque()
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver on this loop."""
+        self._loop = loop
+
+    def post(self, queue: Events, choice: int, event: Event) -> None:
+        """An event of this answer, from any thread."""
+        self._posted.append((queue, choice, event))
+        if len(self._posted) == 1 and self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the loop is closed: the process ends, nobody listens
+                return
+
+    def _deliver(self) -> None:
+        while self._posted:
+            queue, choice, event = self._posted.popleft()
+            queue.put_nowait((choice, event))
+
+
+class Service:
+    """The worker's state and its one operation. Lives on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        names: tuple[str, ...],
+        worker: str,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`names`: model names answered to, the first is the one listed; `worker`: its own name."""
+        self.names = names
+        self.worker = worker
+        self.serving: Serving | None = None
+        self._draining = False
+        self._inside = 0
+        self._on_change = on_change
+        self._mail = Mail()
+        self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="glm-prepare")
+
+    @property
+    def state(self) -> State:
+        """What /health says."""
+        if self._draining:
+            return "draining"
+        return "loading" if self.serving is None else "ok"
+
+    def ready(self, serving: Serving) -> None:
+        """The model is up."""
+        self.serving = serving
+        self._on_change()
+
+    def drain(self) -> None:
+        """Take no further requests; those inside are finished."""
+        self._draining = True
+        if self.serving is not None:
+            self.serving.engine.drain()
+        self._on_change()
+
+    def changed(self) -> None:
+        """Something that reports tell has changed."""
+        self._on_change()
+
+    @property
+    def idle(self) -> bool:
+        """No request is inside, also none whose last bytes are still being written."""
+        return self._inside == 0
+
+    def close(self, timeout_s: float) -> None:
+        """End the engine; blocks until the step that runs is over."""
+        if self.serving is not None:
+            self.serving.engine.stop(timeout_s)
+        self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def converse(self, raw: bytes) -> AsyncIterator[Conversation]:
+        """Admit a request, prepare it off the loop, submit it; leaving the block frees its place.
+
+        Raises: WorkerError (400, 404, 503) before the block is entered.
+        """
+        serving = self._require_serving()
+        tickets: list[Ticket] = [serving.engine.admit()]
+        self._inside += 1
+        try:
+            loop = asyncio.get_running_loop()
+            # bounded by the request's max_tokens
+            events: Events = asyncio.Queue()
+            self._mail.bind(loop)
+            prepared = await loop.run_in_executor(self._prepare_pool, self._prepare, serving, raw)
+            # How many answers are wanted is known only now; the further ones need places, too.
+            for _ in prepared.plans[1:]:
+                tickets.append(serving.engine.admit())
+            adapter = serving.adapters.find(prepared.request.model, self.names)
+            for choice, (ticket, plan) in enumerate(zip(tickets, prepared.plans, strict=True)):
+                job = Job(
+                    prompt=prepared.prompt,
+                    sampling=plan.sampling,
+                    stop_ids=plan.stop_ids,
+                    max_tokens=plan.max_tokens,
+                    output=plan.output,
+                    emit=partial(self._mail.post, events, choice),
+                    tenant=prepared.request.cache_salt,
+                    priority=prepared.request.priority,
+                    constraint=plan.constraint,
+                    adapter=adapter,
+                )
+                serving.engine.submit(ticket, job)
+            yield Conversation(
+                request=prepared.request,
+                prompt=prepared.prompt,
+                events=events,
+                spelled=serving.prompts.tokenizer.spelled,
+            )
+        finally:
+            self._inside -= 1
+            for ticket in tickets:
+                serving.engine.abort(ticket)
+            self._on_change()
+
+    def _require_serving(self) -> Serving:
+        if self._draining:
+            raise WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
+        if self.serving is None:
+            raise WorkerUnavailable(
+                code="worker_loading", message="This worker is still loading its model."
+            )
+        return self.serving
+
+    def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
+        """All before the engine; runs in a thread."""
+        return serving.preparer.prepare(raw, serving.adapters.served(self.names))
