@@ -167,7 +167,6 @@ def test_the_lock_of_the_image_is_made_with_the_extra() -> None:
     assert "--extra archive " in line
 
 
-@pytest.mark.xfail(strict=True, reason="the lock is made anew by the next `make lock`")
 def test_the_gateway_image_can_archive() -> None:
     assert extra("archive") <= set(lock(DEPLOY / "gateway.lock"))
 
