@@ -295,8 +295,6 @@ class World:
             health=health,
             returning=recent and health is not Health.UP,
             warmth=balance.warmth(now_s - report.up_since_s, self._warm_up_s),
-            # an engine that publishes no pace is known by its answers to us
-            decode_tokens_per_s=report.decode_tokens_per_s or known.decode_tokens_per_s,
             refused=0 < report.heard_s <= known.refused_s,
             unreported=known.unreported,
             held_tokens=held,
