@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +19,7 @@ THOUGHT, ANSWER = ["it is ", "red"], ["a red ", "circle"]
 CONTEXT = 32_768
 
 
-class Engine:
+class Engine(ABC):
     """`async with Vllm() as engine:` serves at `engine.url`; `asked` are the bodies it was sent."""
 
     name = ""
@@ -66,6 +67,7 @@ class Engine:
         assert self._runner is not None
         await self._runner.cleanup()
 
+    @abstractmethod
     def more_routes(self, app: web.Application) -> None:
         """Endpoints that only this engine has."""
 
@@ -165,20 +167,25 @@ class Engine:
             return self.too_long(asked)
         return None
 
+    @abstractmethod
     def too_long(self, asked: int) -> tuple[int, str, str, str | None]:
-        raise NotImplementedError
+        """What is wrong with a request of more than the context: as `problem`."""
 
+    @abstractmethod
     def error(self, status: int, kind: str, text: str, param: str | None = None) -> web.Response:
-        raise NotImplementedError
+        """An error in the engine's shape."""
 
+    @abstractmethod
     def choice(self, *, end: str | None = None, **part: Any) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of an answer, or of a chunk of a stream."""
 
+    @abstractmethod
     def usage(self, thinks: bool) -> dict[str, Any]:
-        raise NotImplementedError
+        """The usage of an answer."""
 
+    @abstractmethod
     def metrics_text(self) -> str:
-        raise NotImplementedError
+        """What /metrics says."""
 
 
 class Vllm(Engine):
@@ -188,6 +195,9 @@ class Vllm(Engine):
     reasoning = "reasoning"
     full = ("Service Unavailable", "The server is at capacity, try again later.")
     old = False  # the names of the v0 engine's metrics
+
+    def more_routes(self, app: web.Application) -> None:
+        """None that a gateway asks."""
 
     def problem(self, body: dict[str, Any]) -> tuple[int, str, str, str | None] | None:
         if body.get("priority"):

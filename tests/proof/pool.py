@@ -12,13 +12,14 @@ are restarted one after the other.
     charged_twice      requests with more than one row that costs                  must be 0
     ratio_kill, ratio_stop   p99 of the answers that needed one attempt, beside that of all calm
                        times: from the fault until the worker is back, its restart on the same
-                       cores included
+                       cores included                                          at most 1.2
     resent_ms          from the kill to the new attempt of a request that the dead worker had and
                        had not begun to answer: the longest
 
 The workers answer from a script (`--nano`: three glm-4.6v-nano workers instead), so what is
-measured is the pool. Prints a table and, as its last line, one JSON object; ends with 1 when a
-bound is broken.
+measured is the pool. With nano workers that share their cores with gateway and callers, the ratios
+are noisy, and now and then above their bound. Prints a table and, as its last line, one JSON
+object; ends with 1 when a bound is broken.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ HANG_S = 8.0
 CALM = ("before", "between", "after")  # nothing is wrong then
 WARM_S = 1.0  # connections are made, and nothing is counted
 PATIENCE_S = 60.0
+RATIO_MAX = 1.2  # of the p99 of those who have nothing to do with the dead worker
 
 
 class Answered(NamedTuple):
@@ -384,6 +386,11 @@ def holds(figures: dict[str, Any]) -> bool:
     return not any(figures[name] for name in zero) and figures["out_of_rotation_stop_s"] <= 10.0
 
 
+def undisturbed(figures: dict[str, Any]) -> bool:
+    """Whether the answers of the others took hardly longer, whatever became of one worker."""
+    return all(figures[name] <= RATIO_MAX for name in ("ratio_kill", "ratio_stop"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make proof-pool", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -394,8 +401,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(prove(Path(folder), nano=args.nano, quick=args.quick))
     print(table(["figure", "value"], [[k, str(v)] for k, v in figures.items()], left=1))
-    print(json.dumps({**figures, "holds": holds(figures)}))
-    return 0 if holds(figures) else 1
+    found = {"holds": holds(figures), "undisturbed": undisturbed(figures)}
+    print(json.dumps({**figures, **found}))
+    return 0 if all(found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proof.pool import CHUNKS, holds, judged, prove
+from tests.proof.pool import CHUNKS, holds, judged, prove, undisturbed
 
 
 @pytest.mark.slow
@@ -51,3 +51,11 @@ def test_one_of_them_is_enough(name: str) -> None:
     assert holds(good)
     assert not holds({**good, name: 1})
     assert not holds({**good, "out_of_rotation_stop_s": 11.0})
+
+
+@pytest.mark.parametrize("name", ["ratio_kill", "ratio_stop"])
+def test_others_that_wait_are_seen(name: str) -> None:
+    calm = {"ratio_kill": 1.2, "ratio_stop": 0.9}
+    assert undisturbed(calm)
+    assert not undisturbed({**calm, name: 1.21})
+    assert not undisturbed({**calm, name: float("nan")})  # nothing was measured
