@@ -69,9 +69,11 @@ class House:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         found = []
         for pid in children.split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if command.endswith(b"gateway.cli\0serve\0"):
-                found.append(int(pid))
+            # a child that ends while we look (a killed one, just reaped) is no gateway any more
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if command.endswith(b"gateway.cli\0serve\0"):
+                    found.append(int(pid))
         return found
 
     def stop(self) -> int:
