@@ -10,8 +10,9 @@ import secrets
 import structlog
 from aiohttp import web
 
+from backends.listen import listen
 from gateway.admin.admin import admin_routes
-from gateway.config import Config
+from gateway.config import ENVIRONMENT, Config
 from gateway.gateway import Gateway
 from gateway.ledger.ledger import Ledger
 from gateway.routes import errors_as_json, public_routes
@@ -23,7 +24,7 @@ ADMIN_BODY_BYTES_MAX = 1024 * 1024
 
 
 async def serve_until(config: Config, stop: asyncio.Event) -> None:
-    """Runs one gateway process until `stop` is set, then drains it."""
+    """Runs one gateway process until `stop` is set, then drains it. Raises ListenError."""
     instance = f"gw-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = await Ledger.connect(config.redis_url or "", instance=instance)
     gateway = Gateway(config, ledger)
@@ -37,8 +38,8 @@ async def serve_until(config: Config, stop: asyncio.Event) -> None:
     try:
         await gateway.start()
         sites = [
-            await _listen(runners[0], config.host, config.port, config),
-            await _listen(runners[1], config.admin_host, config.admin_port, config),
+            await _listen(runners[0], config, "YUZUI_HOST", "YUZUI_PORT"),
+            await _listen(runners[1], config, "YUZUI_ADMIN_HOST", "YUZUI_ADMIN_PORT"),
         ]
         _quiet_collector()
         _log.info("listening", port=config.port, admin_port=config.admin_port, pid=os.getpid())
@@ -71,10 +72,14 @@ def _runner(app: web.Application) -> web.AppRunner:
     )
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int, config: Config) -> web.TCPSite:
+async def _listen(
+    runner: web.AppRunner, config: Config, host_name: str, port_name: str
+) -> web.TCPSite:
+    """Listens where the settings of these variables say. Raises ListenError."""
+    host, port = (getattr(config, ENVIRONMENT[name]) for name in (host_name, port_name))
     if runner.server is None:
         await runner.setup()
     shared = config.gateways > 1  # several processes on one port: the kernel deals out connections
     site = web.TCPSite(runner, host, port, reuse_port=shared or None, backlog=BACKLOG)
-    await site.start()
+    await listen(site, host=host, port=port, names=(host_name, port_name))
     return site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from backends.glm.request.limits import CHOICES_MAX, IMAGES_MAX, Limits
 
 QUEUE_DEFAULT = 64  # a caller without another place would rather wait than be refused
 NAME_DEFAULT = "glm-4.6v"
+PORT_MAX = 65_535
+# Far beyond what any machine serves; a number above is a slip of the finger, and what is reserved
+# by it would be found out only when there is no memory left.
+COUNT_MAX, SLOTS_MAX, THREADS_MAX = 1_000_000, 100_000, 1_024
+TOKENS_MAX = 1_000_000_000
+TEXT_MAX = 128  # characters of a name; the gateway takes no longer ones
 
 _EPILOG = """\
 examples:
@@ -37,7 +44,8 @@ then:
        -d '{"model": "glm-4.6v", "messages": [{"role": "user", "content": "Hello"}]}'
 
 SIGTERM and SIGINT drain: what runs is finished (30 s at most), then the worker exits with 0.
-Exit code 1: the checkpoint cannot be served; the last line on stderr says why.
+Exit code 1: the checkpoint cannot be served or the port is in use; 2: an argument is wrong. The
+last line on stderr says why.
 """
 
 
@@ -68,7 +76,11 @@ def parse_options(argv: Sequence[str]) -> Options:
 
     Raises: SystemExit, as argparse does, with 0 for --help and 2 for a mistake.
     """
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
+    adapters = [name for name, _ in given.adapter]
+    if doubled := sorted({name for name in adapters if adapters.count(name) > 1}):
+        parser.error(f"argument --adapter: the name {doubled[0]!r} is given twice")
     worker = given.name or f"glm-{os.getpid()}"
     built_in = [NANO] if given.model == CHECKPOINT else []
     served = given.served_name or [*built_in, NAME_DEFAULT]
@@ -110,19 +122,26 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
+        type=_path,
         default=CHECKPOINT,
         metavar="PATH",
         help=f"folder of the checkpoint (default: the built-in {NANO})",
     )
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=_at_least(0), default=8100, help="0: any free port (default: %(default)s)")
-    add("--port-file", type=Path, metavar="F", help="write the port to this file once listening")
+    add("--host", type=_text, default="127.0.0.1", help="listened on (default: %(default)s)")
+    port = _Whole(0, PORT_MAX)
+    add("--port", type=port, default=8100, help="0: any free port (default: %(default)s)")
+    add("--port-file", type=_new_file, metavar="F", help="write the port there once listening")
     _add_device(add)
     _add_batch(add)
-    add("--name", metavar="ID", help="this worker's name in load reports (default: glm-PID)")
+    add(
+        "--name",
+        type=_text,
+        metavar="ID",
+        help="this worker's name in load reports (default: glm-PID)",
+    )
     add(
         "--served-name",
+        type=_text,
         action="append",
         metavar="MODEL",
         help="model name to answer to; repeat for aliases, the first one is listed "
@@ -130,13 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-model-len",
-        type=_at_least(2),
+        type=_Whole(2, TOKENS_MAX),
         metavar="N",
         help="lower the context (prompt + answer tokens) below the checkpoint's own limit",
     )
     add(
         "--max-choices",
-        type=_at_least(1),
+        type=_Whole(1, COUNT_MAX),
         default=CHOICES_MAX,
         metavar="N",
         help="answers to one request (`n`), each in a slot of its own; a request for more is "
@@ -144,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-images",
-        type=_at_least(0),
+        type=_Whole(0, COUNT_MAX),
         default=IMAGES_MAX,
         metavar="N",
         help="pictures in one request; one with more is refused with 400 (default: %(default)s)",
@@ -158,13 +177,13 @@ def _add_adapters(add: Callable[..., object]) -> None:
         "--adapter",
         action="append",
         default=[],
-        type=parse_named,
+        type=_named,
         metavar="NAME=PATH",
         help="serve a LoRA adapter in peft's format as the model BASE:NAME; repeat for more",
     )
     add(
         "--adapter-dir",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="allow POST /v1/load_lora_adapter and /v1/unload_lora_adapter for adapters inside "
         "this folder (default: adapters cannot be loaded while the worker runs)",
@@ -173,7 +192,8 @@ def _add_adapters(add: Callable[..., object]) -> None:
 
 def _add_device(add: Callable[..., object]) -> None:
     """Where the model runs, and in which numbers."""
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: GPU if there is one)")
+    where = "auto, cpu, cuda, cuda:N (default: GPU if there is one)"
+    add("--device", type=_device, default="auto", help=where)
     add(
         "--dtype",
         default="auto",
@@ -190,7 +210,7 @@ def _add_device(add: Callable[..., object]) -> None:
     )
     add(
         "--threads",
-        type=_at_least(0),
+        type=_Whole(0, THREADS_MAX),
         default=0,
         help="CPU threads; 0: one for a small model, else all (default)",
     )
@@ -200,21 +220,21 @@ def _add_batch(add: Callable[..., object]) -> None:
     """How many requests at once, and how much of the device they may have."""
     add(
         "--queue",
-        type=_at_least(0),
+        type=_Whole(0, COUNT_MAX),
         default=QUEUE_DEFAULT,
         metavar="N",
         help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
     )
     add(
         "--slots",
-        type=_at_least(0),
+        type=_Whole(0, SLOTS_MAX),
         default=0,
         metavar="N",
         help="requests that run at once; 0: chosen for the device (default)",
     )
     add(
         "--kv-tokens",
-        type=_at_least(0),
+        type=_Whole(0, TOKENS_MAX),
         default=0,
         metavar="N",
         help="size of the cache, in tokens of all requests that run (prompts and output limits "
@@ -222,14 +242,14 @@ def _add_batch(add: Callable[..., object]) -> None:
     )
     add(
         "--kept-tokens",
-        type=_at_least(0),
+        type=_Whole(0, TOKENS_MAX),
         metavar="N",
         help="tokens of prompts that are remembered beside that, so that a prompt with the same "
         "beginning is not read again; 0: remember nothing (default: an eighth of --kv-tokens)",
     )
     add(
         "--step-tokens",
-        type=_at_least(0),
+        type=_Whole(0, TOKENS_MAX),
         default=0,
         metavar="N",
         help="prompt tokens read between two tokens of running answers: more shortens the wait for "
@@ -237,12 +257,54 @@ def _add_batch(add: Callable[..., object]) -> None:
     )
 
 
-class _at_least:
-    def __init__(self, low: int) -> None:
-        self._low = low
+class _Whole:
+    """A whole number of a range, in plain digits."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low, self._high = low, high
 
     def __call__(self, text: str) -> int:
-        value = int(text)
-        if value < self._low:
-            raise argparse.ArgumentTypeError(f"must be at least {self._low}")
-        return value
+        if re.fullmatch(r"[0-9]{1,12}", text) and self._low <= int(text) <= self._high:
+            return int(text)
+        wanted = f"a whole number from {self._low} to {self._high}"
+        raise argparse.ArgumentTypeError(f"{text[:TEXT_MAX]!r} is not {wanted}")
+
+
+def _text(text: str) -> str:
+    """A name or an address: something is there, and all of it can be printed."""
+    if text and len(text) <= TEXT_MAX and text.isprintable() and not text.isspace():
+        return text
+    wanted = f"1 to {TEXT_MAX} characters that can be printed"
+    raise argparse.ArgumentTypeError(f"{text[:TEXT_MAX]!r} is not {wanted}")
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is unknown; use auto, cpu, cuda or cuda:N")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    try:
+        return parse_named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _path(text: str) -> Path:
+    if not text:  # which would be the folder that one stands in
+        raise argparse.ArgumentTypeError("no path is given")
+    return Path(text)
+
+
+def _folder(text: str) -> Path:
+    if not _path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    return Path(text)
+
+
+def _new_file(text: str) -> Path:
+    path = _path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in a folder that exists")
+    return path

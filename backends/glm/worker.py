@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -23,6 +24,7 @@ from backends.glm.api.service import Service, Serving
 from backends.glm.checkpoint.files import check_files
 from backends.glm.options import Options
 from backends.glm.priority import gently, take_part
+from backends.listen import ListenError, listen
 
 DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
 STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over
@@ -88,6 +90,7 @@ class _Worker:
         self._reporter = LoadReporter(self._service, self._changes)
         self._loaded: Serving | LoadFailure | None = None
         self._signals = 0
+        self._port_file: Path | None = None  # once it is written, and by us
         self._loader = threading.Thread(target=self._load, name="glm-start", daemon=True)
 
     async def run(self) -> int:
@@ -117,29 +120,39 @@ class _Worker:
         finally:
             self._reporter.close()
             await app_runner.cleanup()
-            if self._options.port_file is not None:
-                self._options.port_file.unlink(missing_ok=True)
+            if self._port_file is not None:
+                self._port_file.unlink(missing_ok=True)
             if self._loaded is None and self._loader.is_alive():
                 # Loading cannot be interrupted, and a thread inside torch while the interpreter
                 # is taken down crashes; there is nothing to save yet.
                 os._exit(0)
 
     async def _listen(self, app_runner: web.AppRunner) -> None:
+        host, port = self._options.host, self._options.port
+        site = web.TCPSite(app_runner, host, port)
         try:
-            await web.TCPSite(app_runner, self._options.host, self._options.port).start()
-        except OSError as error:
-            _log.error("cannot_listen", host=self._options.host, port=self._options.port)
-            raise SystemExit(1) from error
+            await listen(site, host=host, port=port, names=("--host", "--port"))
+        except ListenError as error:
+            _log.error("cannot_listen", error=str(error))
+            raise SystemExit(error.code) from None
         host, port = app_runner.addresses[0][:2]
         address = f"[{host}]" if ":" in host else host
         if self._options.port_file is not None:
-            # Written beside and renamed: a reader never sees half a number.
-            draft = self._options.port_file.with_name(self._options.port_file.name + ".tmp")
-            draft.write_text(f"{port}\n")
-            draft.replace(self._options.port_file)
+            self._write_port(self._options.port_file, port)
         # After the file, so that whoever reads this line finds it.
         sys.stdout.write(json.dumps({"listening": f"http://{address}:{port}"}) + "\n")
         sys.stdout.flush()
+
+    def _write_port(self, file: Path, port: int) -> None:
+        """Written beside and renamed: a reader never sees half a number."""
+        draft = file.with_name(file.name + ".tmp")
+        try:
+            draft.write_text(f"{port}\n")
+            draft.replace(file)
+            self._port_file = file
+        except OSError as error:
+            _log.error("cannot_write", error=f"--port-file {file}: {error.strerror}")
+            raise SystemExit(1) from None
 
     def _load(self) -> None:
         """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import uvloop
 
+from backends.listen import ListenError
 from gateway import logs
 from gateway.app import serve_until
 from gateway.commands.options import add_config, load_config
@@ -35,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
     config = DataDir(config.data_dir).with_admin_token(config)
     try:
         uvloop.run(_run(config))
+    except ListenError as error:
+        print(f"yuzui serve: {error}", file=sys.stderr)
+        return error.code
     except (LedgerUnavailable, KeyUnusable, OSError) as error:
         print(f"yuzui serve: {error}", file=sys.stderr)
         return 1

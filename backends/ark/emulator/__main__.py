@@ -13,6 +13,7 @@ import uvloop
 
 from backends.ark.emulator.server import Emulator
 from backends.ark.emulator.settings import Settings, SettingsError, load
+from backends.listen import ListenError
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EPILOG = """\
@@ -49,16 +50,20 @@ What it answers is made up: nothing here has asked a model.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs until SIGINT or SIGTERM. 0: stopped; 2: the settings are wrong, or the port is taken."""
-    options = vars(_parser().parse_args(argv))
+    """Runs until SIGINT or SIGTERM. 0: stopped; 1: the port is taken; 2: the settings are wrong."""
+    parser = _parser()
+    options = vars(parser.parse_args(argv))
     path = options.pop("config")
     try:
         settings = load(path, _flags(options))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))
-    except (SettingsError, OSError) as error:
-        sys.stderr.write(f"ark-emulator: {error}\n")
+    except SettingsError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
+    except ListenError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return error.code
     return 0
 
 

@@ -36,6 +36,7 @@ from backends.ark.emulator.limits import Limiter, Wish
 from backends.ark.emulator.settings import BODY_BYTES_MAX, LimitRow, Settings
 from backends.ark.emulator.tokens import PrefixCache
 from backends.ark.models import CATALOGUE, base_name
+from backends.listen import listen
 
 MARK_HEADER = "X-Emulated"
 MARK = "yuzui-ark-emulator"
@@ -105,15 +106,16 @@ class Emulator:
         return app
 
     async def start(self) -> str:
-        """Listens; returns the base URL for clients. Raises OSError when it cannot."""
+        """Listens; returns the base URL for clients. Raises ListenError."""
         # The access log is off: it costs time, and books.Received says more. The handler must be
         # cancelled when the client leaves, otherwise nobody stops generating (and charging).
         self._runner = web.AppRunner(
             self.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.settings.host, self.settings.port)
-        await site.start()
+        host, port = self.settings.host, self.settings.port
+        site = web.TCPSite(self._runner, host, port)
+        await listen(site, host=host, port=port, names=("--host", "--port"))
         host, port = self._runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{port}{self.settings.base_path.rstrip('/')}"

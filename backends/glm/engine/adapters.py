@@ -122,7 +122,8 @@ def parse_named(text: str) -> tuple[str, Path]:
     """NAME=PATH of the command line. Raises: ValueError."""
     name, equals, path = text.partition("=")
     if not equals or not path or not NAME.fullmatch(name):
-        raise ValueError(text)
+        wanted = "NAME of 1 to 64 letters, digits, dots, dashes and underscores"
+        raise ValueError(f"{text[:80]!r} is not NAME=PATH, {wanted}")
     return name, Path(path)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -147,6 +148,30 @@ async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_
     assert process.returncode == 1
     assert lines[-1]["event"] == "load_failed"
     assert "not a folder" in lines[-1]["error"]
+
+
+@pytest.mark.parametrize(("host", "code"), [("a..b", 2), ("127.0.0.1", 1)])
+async def test_an_address_that_is_not_to_be_had_ends_it_in_a_line(
+    start: Start, tmp_path: Path, host: str, code: int
+) -> None:
+    """And the file of the worker that has the port stays."""
+    port_file = tmp_path / "port"
+    port_file.write_text("of another")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        process = await start("--host", host, "--port", port, "--port-file", str(port_file))
+        (line,) = await finished(process)
+    assert (process.returncode, line["event"]) == (code, "cannot_listen")
+    flag = "--host" if code == 2 else "--port"
+    assert f"set {flag} to" in line["error"]
+    assert port_file.read_text() == "of another"
+
+
+async def test_a_port_file_that_cannot_be_written_ends_it_in_a_line(start: Start) -> None:
+    process = await start("--port-file", "/proc/self/port")
+    (line,) = await finished(process)
+    assert (process.returncode, line["event"]) == (1, "cannot_write")
+    assert line["error"].startswith("--port-file /proc/self/port: ")
 
 
 async def test_a_signal_while_loading_ends_it(start: Start, checkpoint_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,45 @@ def test_settings_that_make_no_sense(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(SettingsError):
         load(str(file), {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--port 65536", "port: expected int <= 65535"),
+        ("--port=-1", "port: expected int >= 0"),
+        ("--host a..b --port 0", "--host 'a..b' is not known: set --host"),
+        ("--rpm=-1", "limits.*.rpm: expected int >= 0"),
+        ("--concurrency 0", "concurrency: expected int >= 1"),
+        ("--token-ms nan", "latency.token_ms: expected float >= 0.0"),
+        ("--token-ms inf", "latency.token_ms: expected float <= 86400000.0"),
+        ("--first-ms 1:nan", "latency.first_ms_max: expected float >= 0.0"),
+        ("--first-ms 5:1", "latency.first_ms_min is larger"),
+        ("--answer-tokens 0", "answer_tokens: expected int >= 1"),
+        ("--bill-delay-s inf", "billing.delay_s: expected float <= 31536000.0"),
+        ("--bill-faults nan", "billing.faults.missing: expected float >= 0.0"),
+        ("--config /", "--config /: Is a directory"),
+        ("--config {latin}", "is not UTF-8"),
+        ("--config {dates}", "month must be in 1..12"),
+    ],
+)
+def test_wrong_arguments_name_themselves(
+    argv: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin").write_bytes(b"host: \xe9\n")
+    (tmp_path / "dates").write_text("seed: 2026-99-99\n")
+    files = {name: str(tmp_path / name) for name in ("latin", "dates")}
+    assert main(argv.format(**files).split()) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_port_in_use_is_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["--port", str(port)]) == 1
+    assert f"port {port} of 127.0.0.1 is in use" in capsys.readouterr().err
 
 
 def test_a_key_does_not_print_itself() -> None:
