@@ -10,7 +10,8 @@ from aiohttp import web
 
 class ListenError(Exception):
     """The address cannot be listened on. The text names the setting and the remedy; `code` is the
-    exit code: 2 for an address that is none of this machine's, 1 for a port that is not to be had.
+    exit code: 2 for a host that can be none; 1 for what may be different later: a port in use, an
+    address that this machine has not got yet, a name server that does not answer.
     """
 
     def __init__(self, text: str, code: int) -> None:
@@ -37,7 +38,8 @@ def _said(
     if isinstance(error, UnicodeError | socket.gaierror) or number == errno.EADDRNOTAVAIL:
         what = "is no address of this machine" if number == errno.EADDRNOTAVAIL else "is not known"
         remedy = f"set {host_name} to 127.0.0.1, to 0.0.0.0 for all, or to one that `ip addr` lists"
-        return ListenError(f"{host_name} {host!r} {what}: {remedy}", 2)
+        code = 1 if number in (errno.EADDRNOTAVAIL, socket.EAI_AGAIN) else 2
+        return ListenError(f"{host_name} {host!r} {what}: {remedy}", code)
     if number == errno.EADDRINUSE:
         taken = f"port {port} of {host} is in use by another program"
         return ListenError(f"{taken}: set {port_name} to a free one", 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from policies.budget import cny
 from policies.pictures import cloud_image_tokens_likely, cloud_image_tokens_max
 from policies.price import (
     DAY_MIN,
+    NO_CARD,
+    TOKENS_MAX,
     Hours,
     ModelPrice,
     PriceBook,
@@ -94,16 +98,17 @@ def _quote_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > TOKENS_MAX:
+        wanted = f"a number of tokens from 0 to {TOKENS_MAX}"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not {wanted}")
     return int(text)
 
 
 def _size(text: str) -> ImageSize:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1280x720")
-    return ImageSize(width=int(width), height=int(height))
+    found = re.fullmatch("([1-9][0-9]{0,6})x([1-9][0-9]{0,6})", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a size such as 1280x720")
+    return ImageSize(width=int(found[1]), height=int(found[2]))
 
 
 # ------------------------------------------------------------ check
@@ -273,9 +278,43 @@ def _million(nano: int) -> str:
 
 
 def _card_at(args: argparse.Namespace, config: Config) -> PriceCard:
-    """The card of a moment, with the endpoints of the settings. Raises ValueError."""
-    card = load_book(config.prices.cards).at(int(_moment(args.at).timestamp() * 1000))
-    return with_endpoints(card, config.ark.endpoints)
+    """The card of a moment that prices the model, with the endpoints of the settings.
+
+    Raises ValueError that says what is in force then, and when the model has a price.
+    """
+    book = load_book(config.prices.cards)
+    at_ms = int(_moment(args.at).timestamp() * 1000)
+    card = with_endpoints(book.at(at_ms), config.ark.endpoints)
+    try:
+        card.price_of(args.model)
+    except Unpriced:
+        raise ValueError(_why_unpriced(args.model, book, at_ms, config)) from None
+    return card
+
+
+def _why_unpriced(model: str, book: PriceBook, at_ms: int, config: Config) -> str:
+    cards = [with_endpoints(card, config.ark.endpoints) for card in book.cards]
+    pricing = [card for card in cards if _prices(card, model)]
+    if not pricing:
+        names = sorted({name for card in cards for name in card.models})
+        begun = [name for name in names if model and name.startswith(model)]
+        near = begun[:3] or difflib.get_close_matches(model, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`yuzui prices check` lists cards"
+        return f"no card has a price for the model {model!r}; {hint}"
+    in_force = book.at(at_ms)
+    day = _day(at_ms)
+    spans = " and ".join(f"{card.version} ({_valid(card)})" for card in pricing)
+    if in_force is NO_CARD:
+        return f"no price was in force on {day}; {model!r} has one in {spans}"
+    return f"{model!r} had no price on {day} (by {in_force.version}); it has one in {spans}"
+
+
+def _prices(card: PriceCard, model: str) -> bool:
+    try:
+        card.price_of(model)
+    except Unpriced:
+        return False
+    return True
 
 
 def _moment(text: str | None) -> datetime:
@@ -286,9 +325,11 @@ def _moment(text: str | None) -> datetime:
             day = date.fromisoformat(text)
             return datetime(day.year, day.month, day.day, 12, tzinfo=BEIJING)
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=BEIJING)
+        return moment.astimezone(BEIJING)  # which the very first and last moments have not
+    except (ValueError, OverflowError):
         raise ValueError(f"--at {text!r} is not a moment such as 2026-10-05T09:30") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=BEIJING)
 
 
 # ------------------------------------------------------------ quote

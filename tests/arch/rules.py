@@ -226,7 +226,7 @@ SOCKETS: Mapping[str, str] = {
     "gateway.admin.client": "the command line talks to the admin port that is running",
     "gateway.machine.stack": "`yuzui up` asks its own children whether they are ready",
     "gateway.commands.tour": "the demo is a client of the gateway it has started",
-    "gateway.app": "listens",
+    "backends.listen": "listens, and tells the errors of it apart",
     "backends.scripted_server": "listens: the engine that benchmarks and tests talk to",
 }
 _SOCKET_MODULES = ("socket", "ssl", "http.client", "socketserver", "xmlrpc", "telnetlib")

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from backends.glm import worker
 from backends.glm.options import parse_options
 from gateway.cli import COMMANDS, main
 from gateway.config import ENVIRONMENT, Config
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -332,6 +334,54 @@ def test_a_unit_starts_ours_and_is_shut_in(unit: Path) -> None:
     text = unit.read_text()
     for line in ("User=yuzui", "NoNewPrivileges=yes", "ProtectSystem=strict", "UMask=0077"):
         assert f"\n{line}\n" in text
+
+
+def settings(unit: Path) -> dict[str, str]:
+    """Of a unit: the last value of each name, as systemd takes them where they are no lists."""
+    lines = (line.partition("=") for line in unit.read_text().splitlines())
+    return {name: value for name, equals, value in lines if equals and not name.startswith("#")}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_is_never_given_up_unless_its_settings_are_wrong(unit: Path) -> None:
+    """Five failures in a minute are what a Redis that starts slowly looks like."""
+    said = settings(unit)
+    assert said["StartLimitIntervalSec"] == "0"
+    assert "StartLimitBurst" not in said
+    assert said["Restart"] == "on-failure"
+    assert int(said["RestartSec"]) >= 5, "without a limit only the pause protects the machine"
+    assert said["RestartPreventExitStatus"] == "2"
+
+
+def test_wrong_settings_end_with_the_code_that_the_units_do_not_restart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And a Redis that is not there yet with another."""
+    monkeypatch.setenv("YUZUI_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("YUZUI_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    monkeypatch.setenv("YUZUI_AUTH_SECRET", "a" * 32)
+    monkeypatch.setenv("YUZUI_WORKERS", "http://127.0.0.1:9")
+    for command in (["serve"], ["archive", "run"]):
+        assert main(command) == 1
+    monkeypatch.setenv("YUZUI_PORT", "99999")
+    for command in (["serve"], ["archive", "run"], ["worker", "--port", "99999"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 2
+
+
+def test_whoever_stops_a_process_waits_for_its_drain() -> None:
+    worker_s = worker.DRAIN_LIMIT_S + worker.STOP_STEP_S + worker.LAST_BYTES_S
+    for name, least_s in (
+        ("yuzui-worker@.service", worker_s),
+        ("yuzui-gateway.service", Config().limits.drain_s),
+    ):
+        assert int(settings(DEPLOY / "systemd" / name)["TimeoutStopSec"]) > least_s
+    services = compose()["services"]
+    for name, least_s in (("worker", worker_s), ("gateway", Config().limits.drain_s)):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > least_s
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped", name  # Docker's own pauses grow to a minute
 
 
 def verify(unit: str, folder: Path) -> str:

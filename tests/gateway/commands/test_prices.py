@@ -181,11 +181,55 @@ def test_a_model_is_shown_with_every_rate_and_its_sources(
     ]  # fmt: skip
 
 
-def test_a_model_of_another_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert prices.main(["show", "doubao-seed-2-1-lite", "--at", "2026-10-05"]) == 1
-    assert "no price is known" in capsys.readouterr().err
-    assert prices.main(["show", "doubao-seed-2-1-lite", "--at", "2026-10-06T00:00"]) == 0
-    assert prices.main(["show", "doubao-seed-2-1-lite", "--at", "then"]) == 2
+BOUGHT = "'doubao-seed-2-1-lite'"
+
+
+@pytest.mark.parametrize("act", ["show", "quote"])
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("1999-01-01", f"no price was in force on 1999-01-01; {BOUGHT} has one in ark-2026-10 "
+         "(valid from 2026-10-06)"),
+        ("2026-10-05", f"{BOUGHT} had no price on 2026-10-05 (by ark-2026-09); it has one in "
+         "ark-2026-10 (valid from 2026-10-06)"),
+        ("then", "--at 'then' is not a moment such as 2026-10-05T09:30"),
+        ("0001-01-01T00:00+14:00", "--at '0001-01-01T00:00+14:00' is not a moment"),
+        ("9999-12-31T23:59:59-12:00", "is not a moment such as"),
+    ],
+)  # fmt: skip
+def test_a_model_at_another_time(
+    act: str, at: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prices.main([act, "doubao-seed-2-1-lite", "--at", at]) == 2
+    assert said in capsys.readouterr().err
+    assert prices.main([act, "doubao-seed-2-1-lite", "--at", "2026-10-06T00:00"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("doubao-seed-2-1", "did you mean doubao-seed-2-1-lite or doubao-seed-2-1-pro"),
+        ("dubao-seed-1-8", "did you mean doubao-seed-1-8"),
+        ("zzz", "no card has a price for the model 'zzz'; `yuzui prices check` lists cards"),
+    ],
+)
+def test_a_model_that_no_card_knows(
+    model: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prices.main(["show", model]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_gap_between_two_cards_is_no_price(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = written(folder, "one.yaml", "03", "1"), written(folder, "two.yaml", "06", "1")
+    one.write_text(one.read_text() + "valid_to: 2026-03-31\n")
+    (folder / "yuzui.yaml").write_text(f"prices: {{cards: [{one}, {two}]}}\n")
+    assert prices.main(["show", "m", "--at", "2026-04-15"]) == 2
+    said = capsys.readouterr().err
+    assert "no price was in force on 2026-04-15; 'm' has one in mine-03 (valid from" in said
+    assert "2026-03-01 to 2026-03-31) and mine-06 (valid from 2026-06-01)" in said
 
 
 @pytest.mark.parametrize(
@@ -218,8 +262,11 @@ def test_a_quote_by_a_card_of_ones_own(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "args", [["--image", "big"], ["--prompt", "-1"], ["--rate", "free"], ["--output", "x"]]
-)
+    "args",
+    [["--image", "big"], ["--prompt", "-1"], ["--rate", "free"], ["--output", "x"],
+     ["--image", "99999999x1"], ["--image", "²x²"], ["--prompt", str(2**27 + 1)],
+     ["--prompt", "²"]],
+)  # fmt: skip
 def test_wrong_usage(args: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         prices.main(["quote", "m", *args])
