@@ -32,10 +32,14 @@ def settle() -> None:
     """What is there now stays for good: the collector need not look at it again.
 
     368,000 objects of the libraries would make every full collection stop the worker for 0.13 s,
-    and make it so rare that cycles with pictures in them pile up.
+    and make it so rare that cycles with pictures in them pile up. The collector waits until a
+    quarter of what its last full collection left has been made anew; the second collection here
+    leaves almost nothing, so that this count does not go by the frozen objects either. Without it,
+    a worker that never rests grew by 15 MB with every thousand pictures.
     """
     give_back()
     gc.freeze()
+    gc.collect()
 
 
 def give_back() -> None:

@@ -63,5 +63,22 @@ def test_what_is_settled_is_not_looked_at_again() -> None:
         gc.unfreeze()
 
 
+COLLECTOR = """
+import gc
+from backends.glm import heap
+
+libraries = [[] for _ in range(800_000)]
+heap.settle()
+before = gc.get_stats()[2]["collections"]
+made = [[] for _ in range(120_000)]  # a seventh of what is frozen
+print(gc.get_stats()[2]["collections"] - before)
+"""
+
+
+def test_the_collector_does_not_wait_for_a_quarter_of_what_is_frozen() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTOR], check=True, capture_output=True)
+    assert int(done.stdout) >= 1
+
+
 def test_a_library_without_the_function_is_no_error() -> None:
     assert heap._call("no_such_function_anywhere", 1) == 0
