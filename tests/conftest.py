@@ -1,4 +1,5 @@
-"""What holds for every test: no settings of this machine, no traffic beyond it, seeded examples."""
+"""What holds for every test: no settings of this machine, no traffic beyond it, seeded examples,
+and no midnight in the middle of it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import ipaddress
 import os
 import socket
 import sys
+import time
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A developer's own settings must not change a result, and a real key must never be used here.
@@ -50,3 +53,18 @@ def _is_here(host: str) -> bool:
 
 
 sys.addaudithook(_stay_here)
+
+
+# Where days end in the tests: in UTC (folders of the archive) and in Shanghai (budgets and bills).
+_DAYS_BEGIN_S = (0, 16 * 3600)  # in seconds of a UTC day
+_LONGEST_TEST_S = 30.0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Waits for a new day that is about to begin: what a test books is of one day, like its sums.
+
+    Tests that are about midnight have clocks of their own.
+    """
+    left_s = min((begins_s - time.time()) % 86_400 for begins_s in _DAYS_BEGIN_S)
+    if left_s < _LONGEST_TEST_S:
+        time.sleep(left_s + 0.1)

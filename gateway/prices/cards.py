@@ -22,6 +22,7 @@ not exactly readable is refused rather than rounded, and the error names the fil
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable
@@ -198,8 +199,19 @@ def _model(node: Node, name: str, sources: dict[str, str]) -> ModelPrice:
 def load_book(paths: Iterable[Path] = ()) -> PriceBook:
     """Cards of files and of folders of files; none given: the shipped ones. Raises PriceCardError,
     also when two cards begin on the same day or have the same version."""
+    given = tuple(paths)
+    return _book(given) if given else _shipped()
+
+
+@functools.cache
+def _shipped() -> PriceBook:
+    """Read once: they are part of the program, and do not change while it runs."""
+    return _book(SHIPPED)
+
+
+def _book(paths: Iterable[Path]) -> PriceBook:
     files: list[Path] = []
-    for path in tuple(paths) or SHIPPED:
+    for path in paths:
         files += sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise PriceCardError("price cards: the folder holds no *.yaml file")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.machine.stack import answers
 from tests.gateway.redis_servers import (
     _redis6,
     _valkey,
@@ -27,7 +28,8 @@ __all__ = [
 
 @pytest.fixture(scope="session")
 def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A worker process with the shipped checkpoint."""
+    """A worker process with the shipped checkpoint. While it loads it gives way to whatever else
+    runs (backends.glm.priority), so on a busy machine that may take minutes."""
     port_file = tmp_path_factory.mktemp("worker") / "port"
     command = [sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1"]
     command += ["--slots", "2"]  # so few that a crowd has to queue
@@ -36,11 +38,16 @@ def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 2 * PATIENCE_S
+    until = time.monotonic() + 5 * PATIENCE_S
     while not port_file.exists():
         assert process.poll() is None, "the worker ended"
         assert time.monotonic() < until, "the worker did not start"
         time.sleep(0.1)
-    yield f"http://127.0.0.1:{int(port_file.read_text())}"
+    url = f"http://127.0.0.1:{int(port_file.read_text())}"
+    while not answers(f"{url}/health"):
+        assert process.poll() is None, "the worker ended"
+        assert time.monotonic() < until, "the worker did not load its checkpoint"
+        time.sleep(0.1)
+    yield url
     process.terminate()
     process.wait(PATIENCE_S)

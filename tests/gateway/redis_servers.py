@@ -60,7 +60,7 @@ class RealServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; we then end the server
         )  # fmt: skip
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             with socket.socket(socket.AF_UNIX) as probe:
                 try:

@@ -48,7 +48,7 @@ async def test_an_empty_gateway_is_drained_at_once() -> None:
     admission = Admission(5)
     with admission.enter():
         pass
-    await asyncio.wait_for(admission.drained(patience_s=60), timeout=5)
+    await asyncio.wait_for(admission.drained(patience_s=60), timeout=20)
 
 
 async def test_patience_ends() -> None:

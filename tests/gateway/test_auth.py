@@ -381,17 +381,18 @@ async def test_any_signed_claims_give_a_principal_or_an_auth_error(more: dict[st
 
 
 async def test_a_hit_is_cheap_next_to_a_verification() -> None:
-    """The bound is a tenth, far from the measured hundredth: this machine may be busy."""
+    """The bound is a tenth, far from the measured hundredth; counted is this thread's own time on a
+    core, which does not depend on who else runs."""
     auth = authenticator()
     values = [f"Bearer {token('ed')}"]
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(50):
         auth._proven.clear()
         await auth.principal(values, NOW)
-    miss_s = (time.perf_counter() - start) / 50
-    start = time.perf_counter()
+    miss_s = (time.thread_time() - start) / 50
+    start = time.thread_time()
     for _ in range(2_000):
         auth.cached(values, NOW)
-    hit_s = (time.perf_counter() - start) / 2_000
+    hit_s = (time.thread_time() - start) / 2_000
     print(f"hit {hit_s * 1e6:.2f} us, miss {miss_s * 1e6:.0f} us")
     assert hit_s < miss_s / 10

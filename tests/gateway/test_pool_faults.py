@@ -167,7 +167,7 @@ class Engines:
         named = [
             {"url": f"http://127.0.0.1:{port}", "name": name} for name, port in self.ports.items()
         ]
-        return pool(*named, **{"limits.local.idle_s": 1.0, "pool.warm_up_s": 0.5})
+        return pool(*named, **{"limits.local.idle_s": 3.0, "pool.warm_up_s": 0.5})
 
 
 class Callers:

@@ -37,8 +37,9 @@ CLAIM = "yuzui:{main}:archiver"
 AWAY = (LedgerUnavailable, redis.RedisError, TimeoutError)
 
 
-async def prove(*, seconds: float, seed: int) -> dict[str, Any]:
-    """Runs for about so long. Raises AssertionError when something does not add up."""
+async def prove(*, seconds: float, seed: int, kills_min: int = 0) -> dict[str, Any]:
+    """Runs for about so long, and on until so many have been killed. Raises AssertionError when
+    something does not add up."""
     rng = random.Random(seed)
     server = RealServer(VALKEY, "--appendonly", "yes", "--appendfsync", "always")
     folder = Path(tempfile.mkdtemp(prefix="yz-archive-"))
@@ -47,7 +48,7 @@ async def prove(*, seconds: float, seed: int) -> dict[str, Any]:
     booking = spawn(_book_on(server.url, stop), name="book")
     try:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or counted["kills"] < kills_min:
             await _round(server, folder, rng, counted)
             await add_up(server.url, folder)
         stop.set()

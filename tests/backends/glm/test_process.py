@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
-READY_S = 90  # importing torch on a busy core takes seconds
+# Importing torch on a busy core takes seconds; loading gives way to whoever else wants the core.
+READY_S = 300
 
 
 @pytest.fixture
@@ -113,8 +114,11 @@ async def test_a_worker_from_start_to_drain(
 def priorities(pid: int) -> tuple[int, dict[str, int]]:
     """Nice value of a process's session, and of each of its threads."""
     session = Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
-    tasks = [task.name for task in Path(f"/proc/{pid}/task").iterdir()]
-    return int(session), {task: os.getpriority(os.PRIO_PROCESS, int(task)) for task in tasks}
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):  # a thread that ended while we looked
+            found[task.name] = os.getpriority(os.PRIO_PROCESS, int(task.name))
+    return int(session), found
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroups here")
@@ -130,16 +134,20 @@ async def test_it_gives_way_while_it_loads_and_takes_part_once_it_serves(
             async with http.get("/health") as health:
                 if health.status == 200:
                     break
-            with suppress(ProcessLookupError):  # a thread that ended while we looked
-                seen |= set(priorities(process.pid)[1].values())
+            seen |= set(priorities(process.pid)[1].values())
             await asyncio.sleep(0.05)
         body = {"model": "glm-4.6v", "messages": [{"role": "user", "content": "hello"}]}
         async with http.post("/v1/chat/completions", json=body) as answer:
             assert answer.status == 200
     assert GIVING_WAY in seen  # the positive control
-    session, threads = priorities(process.pid)
-    assert session == AS_USUAL
-    assert set(threads.values()) == {os.getpriority(os.PRIO_PROCESS, 0)}
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    async with asyncio.timeout(READY_S):
+        while True:  # the threads that have loaded end, and their last moments may be seen
+            session, threads = priorities(process.pid)
+            assert session == AS_USUAL
+            if set(threads.values()) == {usual}:
+                break
+            await asyncio.sleep(0.05)
 
 
 async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from tests.backends.servers import (
     Server,
     Writer,
     chunk,
-    free_port,
     serving,
     until,
 )
+from tests.ports import free_port
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from gateway.ledger.ledger import Exhausted, Ledger, LedgerUnavailable, Reserved
 from tests.gateway.ledger.kit import NOW_S, ZONE, books, hold, row, rows_of, settled_up
 from tests.gateway.redis_servers import RealServer
 
+PATIENCE_S = 30.0
 TENANT, CLOUD = "tenant:acme", "backend:cloud"
 
 
@@ -96,7 +97,8 @@ async def test_after_sigkill_of_the_server_everything_acknowledged_is_there(
         async with asyncio.TaskGroup() as group:
             for number in range(20):
                 group.create_task(client(number))
-            await asyncio.sleep(0.15)
+            while len(posted) < 200:  # noqa: ASYNC110 - in mid-traffic, however fast that is
+                await asyncio.sleep(0)
             server.kill()
         assert len(posted) < 2000, "the server was killed too late"
         server.start()
@@ -114,7 +116,7 @@ async def test_after_sigkill_of_the_server_everything_acknowledged_is_there(
 
 async def until_back(ledger: Ledger) -> None:
     """The link comes back within two seconds of the server, plus what a busy machine adds."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE_S
     while True:
         try:
             await ledger.ping()
@@ -125,7 +127,7 @@ async def until_back(ledger: Ledger) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize(("call_timeout_s", "patience_s"), [(0.1, None), (0.5, 0.05)])
+@pytest.mark.parametrize(("call_timeout_s", "patience_s"), [(0.4, None), (PATIENCE_S, 0.05)])
 async def test_a_reservation_without_an_answer_is_given_back(
     own_server: Callable[..., RealServer], call_timeout_s: float, patience_s: float | None
 ) -> None:
@@ -134,13 +136,13 @@ async def test_a_reservation_without_an_answer_is_given_back(
     async with books(server.url, call_timeout_s=call_timeout_s) as ledger:
         await ledger.set_budget(TENANT, limit_nano=100, period="day", zone=ZONE, now_s=NOW_S)
         server.signal(signal.SIGSTOP)
-        began = time.monotonic()
         with pytest.raises(LedgerUnavailable) as caught:
-            await ledger.reserve(hold("r.0", 80), NOW_S, patience_s=patience_s)
+            async with asyncio.timeout(PATIENCE_S / 2):
+                await ledger.reserve(hold("r.0", 80), NOW_S, patience_s=patience_s)
         assert caught.value.ambiguous
-        assert time.monotonic() - began < 1.0
-        with pytest.raises(LedgerUnavailable):
-            await ledger.void("v.0")
+        if patience_s is None:
+            with pytest.raises(LedgerUnavailable):
+                await ledger.void("v.0")
         server.signal(signal.SIGCONT)
         await until_back(ledger)
         await ledger.refresh(NOW_S)
@@ -167,8 +169,9 @@ async def test_when_redis_is_down_nothing_is_held_and_the_caller_knows_at_once(
     server = own_server()
     async with books(server.url) as ledger:
         server.kill()
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
+        async with asyncio.timeout(PATIENCE_S):
+            while ledger._hot.up or ledger._control.up:  # noqa: ASYNC110 - the socket has no event
+                await asyncio.sleep(0.01)
         for attempt in (
             ledger.reserve(hold("r.0", 1), NOW_S),
             ledger.settle("r.0", row("r.0", 1)),
@@ -179,6 +182,5 @@ async def test_when_redis_is_down_nothing_is_held_and_the_caller_knows_at_once(
             ledger.ping(),
         ):
             with pytest.raises(LedgerUnavailable) as caught:
-                await attempt
+                attempt.send(None)  # in its first step: whoever waits for anything gives a future
             assert not caught.value.ambiguous
-        assert time.monotonic() - began < 0.05

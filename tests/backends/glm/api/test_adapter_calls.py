@@ -18,7 +18,7 @@ from tests.backends.glm.engine.test_adapters import Fake
 from tests.backends.glm.faq import SHOP, train
 from tests.backends.glm.scripted import Script
 
-READY_S = 90
+READY_S = 300  # loading gives way to whoever else wants the core
 CHAT, LOAD, UNLOAD = "/v1/chat/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
