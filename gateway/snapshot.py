@@ -58,6 +58,7 @@ class Target:
         self.decode_tokens_per_s = 0.0
         self.lost_s = 0.0  # when it was last found gone; believed until it reports again
         self.refused_s = 0.0  # when it last answered busy; likewise
+        self.busy_s = 0.0  # when something was last known to run there, from here or elsewhere
         self.window = outlier.Window()
         # keys of prompts and pictures sent there, the latest at the end; see policies.affinity
         self.memory: dict[str, None] = {}
@@ -289,13 +290,19 @@ class World:
             held = affinity.held_tokens(facts.prefixes, known.memory)
             pictures = sum(key in known.memory for key in facts.pictures)
         health = Health.DOWN if self._is_lost(known) else report.health
-        recent = 0 < report.heard_s and now_s - report.heard_s < RETURN_S
+        if known.in_flight or report.running or report.waiting:
+            known.busy_s = now_s
+        unheard_s = now_s - report.heard_s
+        heard = report.heard_s > 0
+        recent = heard and unheard_s < RETURN_S
         return replace(
             report,
             health=health,
             returning=recent and health is not Health.UP,
             warmth=balance.warmth(now_s - report.up_since_s, self._warm_up_s),
             refused=0 < report.heard_s <= known.refused_s,
+            silent=heard and latency.is_silent(report.engine, unheard_s),
+            idle_s=now_s - known.busy_s,
             unreported=known.unreported,
             held_tokens=held,
             held_pictures=pictures,

@@ -20,6 +20,18 @@ CLOUD_TTFT_MS = 500.0
 CLOUD_DECODE_TOKENS_PER_S = 60.0
 
 
+# A report or a probe comes every second. Half a second more is what a busy core may hold it back.
+SILENT_S = 1.5
+SILENT_OTHERS_S = 3.0  # of an engine that is asked: a probe may take two
+# Equal workers measure themselves up to a quarter apart: each has another moment of its machine.
+SAME_PACE = 0.75
+# A speed that was measured while others had the same cores stays what it was when nothing is sent
+# there any more. So it is doubted after a while, by a factor: a worker that is slower by more (a
+# CPU beside a GPU) is not asked again and again only to find that it is.
+STALE_S = 5.0
+STALE_FACTOR = 2.0
+
+
 class Forecast(Value, frozen=True, kw_only=True):
     """Milliseconds from now. `queued_ms` is the part of `ttft_ms` spent waiting for a slot."""
 
@@ -46,34 +58,51 @@ def is_free(worker: WorkerState) -> bool:
     """Whether one more request would begin at once. Requests that wait inside of a worker with
     slots to spare say that it is its memory that is short, not its slots; one or two of them may
     only just have come."""
-    if worker.health is not Health.UP or worker.breaker is BreakerState.OPEN or worker.refused:
+    if worker.health is not Health.UP or worker.breaker is BreakerState.OPEN:
+        return False
+    if worker.refused or worker.silent:
         return False
     stuck = worker.waiting > worker.slots // 8
     return occupancy(worker) < worker.slots and not stuck
 
 
+def is_silent(engine: str, unheard_s: float) -> bool:
+    """Whether a worker owes a report. unheard_s: since its last one.
+
+    Long before it counts as down (5 s) it is not asked any more, so that a worker that hangs has
+    few to keep waiting; one that was only held back has lost nothing.
+    """
+    return unheard_s > (SILENT_S if engine == "yuzui" else SILENT_OTHERS_S)
+
+
 def assumed(workers: Sequence[WorkerState]) -> tuple[WorkerState, ...]:
-    """Speeds that were not measured yet are taken to be the best of those that were, of the same
-    model. Taken for slow, a newcomer would get nothing to do beside others with slots to spare, and
-    so would never be measured."""
+    """Speeds as they are compared: beside the best of the same model.
+
+    One that was not measured yet is taken to be the best: taken for slow, a newcomer would get
+    nothing to do beside others with slots to spare, and so would never be measured. Those that are
+    nearly the best are: what is left between them is noise, and by noise the worst of three would
+    lose every choice of two. One of an idle worker is doubted, or it would lose them for ever.
+    """
     decode: dict[str, float] = {}
     prefill: dict[str, float] = {}
     for worker in workers:
         decode[worker.model] = max(decode.get(worker.model, 0.0), worker.decode_tokens_per_s)
         prefill[worker.model] = max(prefill.get(worker.model, 0.0), worker.prefill_tokens_per_s)
-    return tuple(
-        [
-            worker
-            if (worker.decode_tokens_per_s or not decode[worker.model])
-            and (worker.prefill_tokens_per_s or not prefill[worker.model])
-            else replace(
-                worker,
-                decode_tokens_per_s=worker.decode_tokens_per_s or decode[worker.model],
-                prefill_tokens_per_s=worker.prefill_tokens_per_s or prefill[worker.model],
-            )
-            for worker in workers
-        ]
-    )
+    return tuple([_beside(w, decode[w.model], prefill[w.model]) for w in workers])
+
+
+def _beside(worker: WorkerState, best_decode: float, best_prefill: float) -> WorkerState:
+    stale = worker.idle_s > STALE_S
+    decode = _pace(worker.decode_tokens_per_s, best_decode, stale=stale)
+    prefill = _pace(worker.prefill_tokens_per_s, best_prefill, stale=stale)
+    if (decode, prefill) == (worker.decode_tokens_per_s, worker.prefill_tokens_per_s):
+        return worker
+    return replace(worker, decode_tokens_per_s=decode, prefill_tokens_per_s=prefill)
+
+
+def _pace(own: float, best: float, *, stale: bool) -> float:
+    likely = STALE_FACTOR * own if stale else own
+    return best if not own or likely >= SAME_PACE * best else likely
 
 
 def of_worker(

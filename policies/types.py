@@ -210,6 +210,8 @@ class WorkerState(Value, frozen=True, kw_only=True):
     held_pictures: int = 0  # likely seen by it, of this request's pictures
     unreported: int = 0  # sent there since its last report, minus answered since
     refused: bool = False  # it answered busy since its last report
+    silent: bool = False  # it owes a report: it may hang, and is not asked before it has given one
+    idle_s: float = 0.0  # for so long nothing has run there
     heard_s: float = 0.0  # when its last good report came, monotonic clock; 0: never
     returning: bool = False  # not UP, but it was a moment ago: worth waiting for
 

@@ -16,7 +16,7 @@ from gateway.snapshot import (
     World,
 )
 from policies.breaker import FAILURES_IN_A_ROW, FATAL_OPEN_S, OPEN_FIRST_S
-from policies.latency import occupancy
+from policies.latency import SILENT_S, occupancy
 from policies.types import Attempt, BreakerState, Health, Prefix, Reason, Site, Snapshot
 from tests.policies.builders import TRAITS, budget, facts, worker
 
@@ -425,3 +425,26 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes(kit: Kit) -> None:
     assert len(memory) == MEMORY_MAX
     assert "k9" not in memory
     assert "k10" in memory
+
+
+def test_a_worker_that_owes_a_report_is_known_by_it(kit: Kit) -> None:
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    kit.clock.now_s += SILENT_S
+    assert not kit.take().workers[0].silent
+    kit.clock.now_s += 0.1
+    assert kit.take().workers[0].silent
+    kit.reports = (worker("w1", heard_s=kit.clock.now_s),)
+    assert not kit.take().workers[0].silent
+    kit.reports = (worker("w1"),)  # of one that was never heard of its health says enough
+    assert not kit.take().workers[0].silent
+
+
+def test_how_long_a_worker_is_idle_counts_from_its_last_request(kit: Kit) -> None:
+    kit.reports = (worker("w1"),)
+    assert kit.take().workers[0].idle_s > 1_000  # it has only come
+    with kit.world.sending(attempt(Site.LOCAL), 1, 1):
+        assert kit.take().workers[0].idle_s == 0.0
+    kit.clock.now_s += 7.0
+    assert kit.take().workers[0].idle_s == 7.0
+    kit.reports = (worker("w1", running=1),)  # another gateway's
+    assert kit.take().workers[0].idle_s == 0.0

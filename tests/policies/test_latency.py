@@ -8,7 +8,20 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import latency
-from policies.latency import assumed, has_room, occupancy, of_cloud, of_worker
+from policies.latency import (
+    SAME_PACE,
+    SILENT_OTHERS_S,
+    SILENT_S,
+    STALE_FACTOR,
+    STALE_S,
+    assumed,
+    has_room,
+    is_free,
+    is_silent,
+    occupancy,
+    of_cloud,
+    of_worker,
+)
 from policies.types import WorkerState
 from tests.policies.builders import cloud, facts, full, worker
 
@@ -48,6 +61,53 @@ def test_who_was_not_measured_is_taken_for_the_quickest_of_its_model() -> None:
     assert assumed([]) == ()
     half = worker("e", decode_tokens_per_s=0.0, prefill_tokens_per_s=500.0)
     assert assumed([half, quick])[1].prefill_tokens_per_s == 500.0
+
+
+def paces(*workers: WorkerState) -> list[float]:
+    found = assumed(workers)
+    assert [w.prefill_tokens_per_s for w in found] == [10 * w.decode_tokens_per_s for w in found]
+    return [w.decode_tokens_per_s for w in found]
+
+
+def pace(name: str, tokens_per_s: float, **more: Any) -> WorkerState:
+    both = {"decode_tokens_per_s": tokens_per_s, "prefill_tokens_per_s": 10 * tokens_per_s}
+    return worker(name, **both, **more)
+
+
+def test_equal_workers_are_equal_whatever_their_last_moments_were_like() -> None:
+    """By a few per cent the worst of three would lose every choice of two, and so get nothing."""
+    assert paces(pace("a", 100.0), pace("b", 80.0), pace("c", 76.0)) == [100.0, 100.0, 100.0]
+    assert paces(pace("a", 100.0), pace("b", 74.0)) == [100.0, 74.0]
+    assert paces(pace("a", 100.0), pace("b", 10.0, model="other")) == [100.0, 10.0]
+
+
+def test_the_pace_of_an_idle_worker_is_doubted_and_not_beyond_belief() -> None:
+    long = STALE_S + 1
+    assert paces(pace("a", 100.0), pace("b", 50.0, idle_s=long)) == [100.0, 100.0]
+    assert paces(pace("a", 100.0), pace("b", 50.0, idle_s=1.0)) == [100.0, 50.0]
+    assert paces(pace("a", 100.0), pace("b", 10.0, idle_s=long)) == [100.0, 20.0]
+    assert paces(pace("a", 100.0, idle_s=long)) == [100.0]  # nobody to be compared with
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 60.0, 80.0, 200.0]), st.booleans())))
+def test_a_pace_is_never_taken_for_less_nor_for_more_than_the_best(
+    pool: list[tuple[float, bool]],
+) -> None:
+    workers = [pace(f"w{n}", own, idle_s=100.0 * old) for n, (own, old) in enumerate(pool)]
+    best = max((own for own, _ in pool), default=0.0)
+    for (own, old), found in zip(pool, paces(*workers), strict=True):
+        assert own <= found <= best
+        assert found in (own, STALE_FACTOR * own if old else own, best)
+        assert found == best or own < SAME_PACE * best
+
+
+def test_a_worker_that_owes_a_report_is_not_free() -> None:
+    assert is_free(worker())
+    assert not is_free(worker(silent=True))
+    assert not is_silent("yuzui", SILENT_S)
+    assert is_silent("yuzui", SILENT_S + 0.1)
+    assert not is_silent("vllm", SILENT_S + 0.1)  # who is asked may take longer to answer
+    assert is_silent("vllm", SILENT_OTHERS_S + 0.1)
 
 
 def test_a_free_slot_without_memory_is_not_free() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from random import Random
 from typing import Any
@@ -14,9 +15,17 @@ from backends.base import Failure, Fault, Kind
 from gateway.pool.waiting import NoRoom, Place, WaitingRoom, late_for
 from gateway.snapshot import World
 from gateway.tasks import spawn
+from policies import latency
 from policies.types import Attempt, Facts, Health, Reason, Site, SloClass, WorkerState
 from tests.gateway.rig import until
 from tests.policies.builders import TRAITS, facts, rules, worker
+
+
+@pytest.fixture(autouse=True)
+def patient_with_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports here come when a test makes them, however long the machine takes meanwhile."""
+    monkeypatch.setattr(latency, "SILENT_S", math.inf)
+
 
 PATIENT = {SloClass.INTERACTIVE: 30_000.0, SloClass.BATCH: 30_000.0}
 
@@ -274,3 +283,17 @@ async def test_a_thousand_come_and_go_and_every_slot_is_free_again() -> None:
     assert [w.in_flight for w in kit.world.take().workers] == [0, 0, 0]
     await until(lambda: kit.room.waiting == 0)
     kit.room.close()
+
+
+async def test_a_worker_that_owes_a_report_is_passed_over_and_waited_for_when_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kit = Kit(one_slot("w1"), one_slot("w2"))
+    monkeypatch.setattr(latency, "SILENT_S", 100.0)
+    kit.reports = (replace(kit.reports[0], heard_s=time.monotonic() - 101), kit.reports[1])
+    assert (await kit.ask()).attempt.target == "w2"
+    second = kit.ask()
+    await settle()
+    assert not second.done()
+    kit.report(one_slot("w1"), one_slot("w2", running=1))
+    assert (await second).attempt.target == "w1"
