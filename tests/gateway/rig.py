@@ -69,6 +69,28 @@ class Rig:
                 await response.read(),
             )
 
+    async def leave(self, arrived: Callable[[], bool], **body: Any) -> None:
+        """A client that goes away when its request has arrived upstream and, of a stream, the
+        beginning of the answer has come."""
+        came, pieces = asyncio.Event(), 0
+
+        async def read() -> None:
+            nonlocal pieces
+            url = f"{self.url}/v1/chat/completions"
+            async with self.http.post(url, json=body, headers=self.headers()) as response:
+                async for line in response.content:
+                    pieces += line.startswith(b"data: {")
+                    if pieces == 3:
+                        came.set()
+
+        reading = spawn(read(), name="client")
+        await until(arrived)
+        if body.get("stream"):
+            async with asyncio.timeout(PATIENCE_S):
+                await came.wait()
+        reading.cancel()
+        await asyncio.wait([reading])
+
     async def admin(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         url = self.admin_url + path

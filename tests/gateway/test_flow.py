@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ from gateway.ledger.rows import Outcome, Row, RowState
 from gateway.tasks import spawn
 from policies.types import Sensitivity, Site, SloClass
 from tests.gateway.redis_servers import RealServer
-from tests.gateway.rig import ADMIN_TOKEN, rig, until
+from tests.gateway.rig import ADMIN_TOKEN, PATIENCE_S, rig, until
 from tests.ports import free_port
 
 QUICK = ServerOptions(chunks=5)
@@ -260,15 +259,9 @@ async def test_a_client_that_leaves_is_booked_and_its_upstream_closed(
     async with rig(books_url, workers=[endless], cloud=True) as house:
         await house.fault({"token_ms": 50, "answer_tokens": 5_000, "first_ms": 300}, rate=1.0)
         body = {"model": model, "stream": stream, "max_tokens": 8_000, "messages": asking()}
-        url = f"{house.url}/v1/chat/completions"
-        with contextlib.suppress(TimeoutError):
-            async with (
-                asyncio.timeout(1.0),
-                house.http.post(url, json=body, headers=house.headers()) as response,
-            ):
-                assert response.status == 200
-                async for _ in response.content:
-                    pass
+        cloud = house.cloud
+        assert cloud is not None
+        await house.leave(lambda: bool(house.workers[0].running or cloud.books.running), **body)
         (row,) = await house.settled()
         assert row.outcome == Outcome.CLIENT_GONE
         assert row.posted_nano > 0
@@ -371,16 +364,29 @@ async def test_the_only_worker_is_waited_for_when_it_is_started_again(books_url:
 
 
 async def test_interactive_goes_before_batch_in_the_line(books_url: str) -> None:
-    async with rig(books_url, workers=[NARROW]) as house:
+    endless = msgspec.structs.replace(NARROW, first_ms=600_000)
+    async with rig(books_url, workers=[endless]) as house:
+
+        async def in_line(**wanted: int) -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    line = (await house.admin("GET", "/admin/pool"))["line"]
+                    if wanted.items() <= line.items():
+                        return
+
+        async def waited_ms(headers: dict[str, str] | None = None) -> int:
+            return int((await house.ask(headers)).header("waited-ms") or 0)
+
         batch = {"Authorization": f"Bearer {house.token(slo=SloClass.BATCH)}"}
         first = spawn(house.ask(), name="first")
         await until(lambda: house.workers[0].running == 1)
-        later = [spawn(house.ask(batch), name="batch") for _ in range(2)]
-        await asyncio.sleep(0.05)
-        sooner = [spawn(house.ask(), name="interactive") for _ in range(2)]
-        await asyncio.gather(first, *later, *sooner)
-        waited = [int(task.result().header("waited-ms") or 0) for task in (*sooner, *later)]
-        assert waited == sorted(waited)
+        house.workers[0].options = NARROW
+        later = asyncio.gather(*(waited_ms(batch) for _ in range(2)))
+        await in_line(batch=2)
+        sooner = asyncio.gather(*(waited_ms() for _ in range(2)))
+        await in_line(batch=2, interactive=2)
+        first.cancel()  # its client leaves, so the only slot is free
+        assert max(await sooner) < min(await later)
 
 
 async def test_no_room_anywhere_is_a_503_that_says_when_to_come_back(books_url: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from backends.dial import Dialer
 from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.tasks import spawn
-from tests.gateway.rig import Rig, rig, until
+from tests.gateway.rig import PATIENCE_S, Rig, rig, until
 from tests.gateway.test_pool_flow import pool, up
 from tests.ports import free_port
 from tests.proof.pool import judged
@@ -108,7 +108,8 @@ async def test_a_worker_that_answers_garbage_costs_nobody_an_answer(
                 answer = await house.ask(stream=stream)
                 assert (answer.status, answer.header("route")) == (200, "local:g"), answer.body
                 assert answer.ended_well == stream
-            assert 0 < liar.asked <= 6  # the positive control; and then its breaker is open
+            # The positive control; then its breaker is open, but for one attempt after 2, 6, 14 s.
+            assert 0 < liar.asked <= 8
             rows = await house.settled()
             assert {row.target for row in rows if row.posted_nano} == {"g"}
             assert len(rows) == 12
@@ -256,14 +257,16 @@ async def test_a_pool_that_is_thrown_out_as_a_whole_says_so_and_comes_back(books
             await up(house, 2)
             for _ in range(12):  # nobody notices: the cloud answers what may go there
                 assert (await house.ask()).status == 200
-            assert (await house.ask()).header("attempts") == "1"  # nobody else is asked first now
+            async with asyncio.timeout(PATIENCE_S):  # nobody else is asked first, but now and then
+                while (await house.ask()).header("attempts") != "1":
+                    pass
             pinned = house.headers(sensitivity="sensitive")
             refused = await house.ask(pinned)
             assert refused.status in (500, 502, 503)
             assert (await house.admin("GET", "/admin/pool"))["alerts"]
             good = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
             one.answer = other.answer = http(JSON, json.dumps(good).encode())
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while (await house.ask(pinned)).status != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert (await house.ask(pinned)).status == 200
