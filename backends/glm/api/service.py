@@ -15,7 +15,7 @@ from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Job, Ticket
 from backends.glm.errors import WorkerUnavailable
-from backends.glm.request.prepare import Prepared, Preparer
+from backends.glm.request.prepare import Preparer
 from backends.glm.request.prompt import PromptBuilder
 from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Prompt
@@ -63,6 +63,7 @@ class Mail:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._posted: deque[tuple[Events, int, Event]] = deque()
+        self._called = False  # a delivery is on its way that will look at what is posted now
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver on this loop."""
@@ -71,13 +72,17 @@ class Mail:
     def post(self, queue: Events, choice: int, event: Event) -> None:
         """An event of this answer, from any thread."""
         self._posted.append((queue, choice, event))
-        if len(self._posted) == 1 and self._loop is not None:
+        # Posted first and asked then, the other way round than in `_deliver`: of several threads
+        # that post at once, at least one calls. Two calls instead of one do no harm.
+        if not self._called and self._loop is not None:
+            self._called = True
             try:
                 self._loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:  # the loop is closed: the process ends, nobody listens
                 return
 
     def _deliver(self) -> None:
+        self._called = False
         while self._posted:
             queue, choice, event = self._posted.popleft()
             queue.put_nowait((choice, event))
@@ -151,7 +156,10 @@ class Service:
             # bounded by the request's max_tokens
             events: Events = asyncio.Queue()
             self._mail.bind(loop)
-            prepared = await loop.run_in_executor(self._prepare_pool, self._prepare, serving, raw)
+            names = serving.adapters.served(self.names)  # they change on the loop only
+            prepared = await loop.run_in_executor(
+                self._prepare_pool, serving.preparer.prepare, raw, names
+            )
             # How many answers are wanted is known only now; the further ones need places, too.
             for _ in prepared.plans[1:]:
                 tickets.append(serving.engine.admit())
@@ -190,7 +198,3 @@ class Service:
                 code="worker_loading", message="This worker is still loading its model."
             )
         return self.serving
-
-    def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
-        """All before the engine; runs in a thread."""
-        return serving.preparer.prepare(raw, serving.adapters.served(self.names))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from backends.glm.api.service import Events, Mail
+from backends.glm.engine.adapters import Adapters
+from backends.glm.engine.events import ABORTED, Progress
+from backends.glm.model.load import Checkpoint
+from tests.backends.glm.conftest import Serve, no_adapter
+from tests.backends.glm.scripted import Script
+
+WAIT_S = 20
+
+
+class Meddling(deque[Any]):
+    """What is posted; another thread posts, too, in the moment after the first one has."""
+
+    def __init__(self, other: Callable[[], None]) -> None:
+        super().__init__()
+        self._other: Callable[[], None] | None = other
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        other, self._other = self._other, None
+        if other is not None:
+            other()
+
+
+async def test_two_who_post_at_once_are_both_delivered() -> None:
+    mail = Mail()
+    events: Events = asyncio.Queue()
+    mail.bind(asyncio.get_running_loop())
+    mail._posted = Meddling(lambda: mail.post(events, 1, ABORTED))
+    mail.post(events, 0, Progress(deltas=[]))
+    async with asyncio.timeout(WAIT_S):
+        assert [(await events.get())[0] for _ in range(2)] == [0, 1]
+        mail.post(events, 2, ABORTED)  # and so are those who come later
+        assert (await events.get())[0] == 2
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
+async def test_events_of_many_threads_all_arrive_each_threads_in_order(restless: None) -> None:
+    mail = Mail()
+    events: Events = asyncio.Queue()
+    mail.bind(asyncio.get_running_loop())
+    threads, each = 3, 400
+
+    def post(choice: int) -> None:
+        for number in range(each):
+            mail.post(events, choice, Progress(deltas=[number]))  # type: ignore[list-item]
+
+    posting = [threading.Thread(target=post, args=(choice,)) for choice in range(threads)]
+    for one in posting:
+        one.start()
+    came: list[list[Any]] = [[] for _ in range(threads + 1)]
+    async with asyncio.timeout(WAIT_S):
+        for number in range(each):  # the loop's own thread posts as well
+            mail.post(events, threads, Progress(deltas=[number]))  # type: ignore[list-item]
+            await asyncio.sleep(0)
+        while sum(map(len, came)) < (threads + 1) * each:
+            choice, event = await events.get()
+            assert isinstance(event, Progress)
+            came[choice] += event.deltas
+    assert came == [list(range(each))] * (threads + 1)
+
+
+async def test_names_are_listed_where_they_change(checkpoint: Checkpoint, serve: Serve) -> None:
+    """Adapters come and go on the event loop; a thread that counts them meanwhile breaks."""
+
+    class Watched(Adapters):
+        def served(self, *given: Any) -> Any:
+            seen.append(threading.current_thread())
+            return super().served(*given)
+
+    seen: list[threading.Thread] = []
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    script = Script([min(checkpoint.stop_ids)])
+    adapters = Watched(no_adapter, None)
+    async with (
+        serve(script, adapters=adapters) as served,
+        aiohttp.ClientSession(served.url) as http,
+        http.post("/v1/chat/completions", json=body) as answer,
+    ):
+        assert answer.status == 200
+    assert seen == [threading.current_thread()]
