@@ -14,7 +14,7 @@ from backends.glm.engine.adapters import parse_named
 from backends.glm.engine.capacity import Asked
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
-from backends.glm.request.limits import CHOICES_MAX, IMAGES_MAX, Limits
+from backends.glm.request.limits import CHOICES_MAX, IMAGE_PIXELS_MAX, IMAGES_MAX, Limits
 
 QUEUE_DEFAULT = 64  # a caller without another place would rather wait than be refused
 NAME_DEFAULT = "glm-4.6v"
@@ -107,7 +107,11 @@ def parse_options(argv: Sequence[str]) -> Options:
         max_model_len=given.max_model_len,
         adapters=tuple(given.adapter),
         adapter_dir=given.adapter_dir,
-        limits=Limits(choices_max=given.max_choices, images_max=given.max_images),
+        limits=Limits(
+            choices_max=given.max_choices,
+            images_max=given.max_images,
+            image_pixels_max=given.max_image_pixels,
+        ),
     )
 
 
@@ -153,6 +157,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="lower the context (prompt + answer tokens) below the checkpoint's own limit",
     )
+    _add_limits(add)
+    _add_adapters(add)
+    return parser
+
+
+def _add_limits(add: Callable[..., object]) -> None:
+    """What one request may ask for."""
     add(
         "--max-choices",
         type=_Whole(1, COUNT_MAX),
@@ -168,8 +179,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pictures in one request; one with more is refused with 400 (default: %(default)s)",
     )
-    _add_adapters(add)
-    return parser
+    add(
+        "--max-image-pixels",
+        type=_Whole(0, TOKENS_MAX),
+        default=IMAGE_PIXELS_MAX,
+        metavar="N",
+        help="height x width of all pictures of one request together; more is refused with 400 "
+        "(default: %(default)s)",
+    )
 
 
 def _add_adapters(add: Callable[..., object]) -> None:

@@ -55,7 +55,7 @@ class Checkpoint:
     def preparer(self, limits: Limits) -> Preparer:
         """What requests are prepared with."""
         return Preparer(
-            prompts=dataclasses.replace(self.prompts, images_max=limits.images_max),
+            prompts=dataclasses.replace(self.prompts, limits=limits),
             grammars=self.grammars,
             stop_ids=self.stop_ids,
             sampling=self.sampling,

@@ -1,10 +1,9 @@
 """The picture size rule of GLM-4.6V with the limits of this checkpoint.
 
-The image processor of transformers applies the same rule at inference; a copy lives here so that
-pictures can be drawn and resized without importing it. A test holds the two equal.
+The image processor of transformers applies the same rule at inference. A test holds them equal.
 """
 
-import math
+from backends.glm.request.images import fitted_size
 
 PATCH = 14
 MERGE = 2
@@ -21,21 +20,15 @@ MAX_ASPECT = 200
 
 def model_size(height: int, width: int) -> tuple[int, int]:
     """(height, width) in pixels -> (height, width) in pixels that the vision tower sees."""
-    if height < FACTOR or width < FACTOR:
-        scale = max(FACTOR / height, FACTOR / width)
-        height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > MAX_ASPECT:
         raise ValueError("the picture is more than 200 times longer than it is wide")
-    high, wide = round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR
-    if TEMPORAL * high * wide > LONGEST_EDGE:
-        beta = math.sqrt(TEMPORAL * height * width / LONGEST_EDGE)
-        high = max(FACTOR, math.floor(height / beta / FACTOR) * FACTOR)
-        wide = max(FACTOR, math.floor(width / beta / FACTOR) * FACTOR)
-    elif TEMPORAL * high * wide < SHORTEST_EDGE:
-        beta = math.sqrt(SHORTEST_EDGE / (TEMPORAL * height * width))
-        high = math.ceil(height * beta / FACTOR) * FACTOR
-        wide = math.ceil(width * beta / FACTOR) * FACTOR
-    return high, wide
+    return fitted_size(
+        height=height,
+        width=width,
+        factor=FACTOR,
+        frames=TEMPORAL,
+        edges=(SHORTEST_EDGE, LONGEST_EDGE),
+    )
 
 
 def image_tokens(height: int, width: int) -> int:

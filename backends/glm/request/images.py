@@ -1,5 +1,8 @@
 """Pictures: a data URL -> a checked PIL picture -> the pixels and grid that GLM's encoder wants.
 
+One picture is in memory decoded at a time, and it is brought to the size that the encoder sees
+before anything else is done with it: the processor makes half a dozen copies of what it is given.
+
 Hostile input is the rule here. The size is known from the header before a single pixel is decoded,
 only a short list of decoders may run, and nothing is ever fetched: a URL that is not a data URL
 is refused.
@@ -11,8 +14,9 @@ import base64
 import binascii
 import hashlib
 import io
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,22 +81,54 @@ def open_picture(url: str, param: str) -> Image.Image:
 
 
 def decode_picture(picture: Image.Image, param: str) -> Image.Image:
-    """Decode to RGB: first frame, upright as its EXIF data says, transparency over white.
+    """Decode to RGB, or L for grey: first frame, upright as its EXIF data says, transparency over
+    white. The picture given is closed; who takes the decoded one closes that.
 
     Raises: WorkerError 400 with code `invalid_image` when the data is broken or cut off.
     """
     try:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.has_transparency_data:
-            # Plain conversion shows hidden colours, mostly black, behind black text.
-            layer = upright.convert("RGBA")
-            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layer).convert("RGB")
-        return upright.convert("RGB")
+        # In place: without, Pillow copies a picture that is upright already.
+        ImageOps.exif_transpose(picture, in_place=True)
+        decoded = _opaque(picture)
     except MemoryError:
         raise
     except Exception:  # as in open_picture: a broken file must never look like our own failure
         raise _bad_image("The picture's data is broken or cut off.", param) from None
+    if decoded is not picture:
+        picture.close()
+    return decoded
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        # Plain conversion shows hidden colours, mostly black, behind black text.
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    picture.load()
+    return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+
+
+def fitted_size(
+    *, height: int, width: int, factor: int, frames: int, edges: tuple[int, int]
+) -> tuple[int, int]:
+    """(height, width) that the encoder sees of a picture; both are multiples of `factor`. `edges`:
+    the least and the greatest height x width x `frames`.
+
+    The rule of GLM-4.1V's and 4.6V's image processor (`smart_resize` in transformers).
+    """
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    high, wide = (round(side / factor) * factor for side in (height, width))
+    least, greatest = edges
+    if frames * high * wide > greatest:
+        beta = math.sqrt(frames * height * width / greatest)
+        high, wide = (max(factor, int(side / beta / factor) * factor) for side in (height, width))
+    elif frames * high * wide < least:
+        beta = math.sqrt(least / (frames * height * width))
+        high, wide = (math.ceil(side * beta / factor) * factor for side in (height, width))
+    return high, wide
 
 
 class Vision:
@@ -102,25 +138,42 @@ class Vision:
         """`processor`: a transformers image processor of the GLM-4V family (Pillow backend)."""
         self._processor = processor
         self._merge_area = int(processor.merge_size) ** 2
-        frames = int(processor.temporal_patch_size)
-        self.limits = ImageLimits(
-            factor=int(processor.patch_size) * int(processor.merge_size),
-            min_pixels=int(processor.size["shortest_edge"]) // frames,
-            max_pixels=int(processor.size["longest_edge"]) // frames,
-        )
+        self._frames = int(processor.temporal_patch_size)
+        self._edges = (int(processor.size["shortest_edge"]), int(processor.size["longest_edge"]))
+        least, greatest = (edge // self._frames for edge in self._edges)
+        factor = int(processor.patch_size) * int(processor.merge_size)
+        self.limits = ImageLimits(factor=factor, min_pixels=least, max_pixels=greatest)
 
     def tokens(self, *, width: int, height: int) -> int:
         """Prompt tokens of a picture of this size (without its begin and end markers)."""
         patches = int(self._processor.get_number_of_image_patches(height, width))
         return patches // self._merge_area
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Pixels:
-        """Resize, normalise and cut into patches; one picture at a time to keep memory flat."""
+    def fit(self, picture: Image.Image) -> Image.Image:
+        """The picture as RGB in the size that the encoder sees, and closed itself.
+
+        The processor would do the same with the same result.
+        """
+        high, wide = fitted_size(
+            height=picture.height,
+            width=picture.width,
+            factor=self.limits.factor,
+            frames=self._frames,
+            edges=self._edges,
+        )
+        small = picture.resize((wide, high), self._processor.resample)
+        picture.close()
+        return small.convert("RGB")  # of grey after resizing: the channels are equal either way
+
+    def pixels(self, pictures: Iterable[Image.Image]) -> Pixels:
+        """Resize, normalise and cut into patches. Each picture is closed before the next is taken,
+        so that pictures which are decoded as they are taken are in memory one by one."""
         values, grids, keys = [], [], []
         for picture in pictures:
-            shape = f"{picture.width}x{picture.height} ".encode()
-            keys.append(hashlib.sha256(shape + picture.tobytes()).digest())
-            features = self._processor(images=[picture], return_tensors="np")
+            seen = self.fit(picture)
+            shape = f"{seen.width}x{seen.height} ".encode()
+            keys.append(hashlib.sha256(shape + seen.tobytes()).digest())
+            features = self._processor(images=[seen], do_resize=False, return_tensors="np")
             values.append(np.asarray(features["pixel_values"], dtype=np.float32))
             grids.append(np.asarray(features["image_grid_thw"], dtype=np.int64))
         grid = np.concatenate(grids)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IMAGES_MAX = 64  # a bound on work per request; the context ends most requests earlier
+# Of all pictures together: ten scans of the largest size, or thirty photos of a telephone. They are
+# decoded one by one, so this bounds time (seconds), not memory.
+IMAGE_PIXELS_MAX = 360_000_000
 CHOICES_MAX = 8  # each takes a slot of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """`choices_max`: answers to one request (`n`); `images_max`: pictures in one request."""
+    """`choices_max`: answers to one request (`n`); `images_max`: pictures in one request, and
+    `image_pixels_max` the height x width of all of them."""
 
     choices_max: int = CHOICES_MAX
     images_max: int = IMAGES_MAX
+    image_pixels_max: int = IMAGE_PIXELS_MAX

@@ -6,7 +6,8 @@ The template comes from the checkpoint. Text of the request passes through it hi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends.glm.checkpoint.tokenizer import (
@@ -22,7 +23,7 @@ from backends.glm.request.images import (
     decode_picture,
     open_picture,
 )
-from backends.glm.request.limits import IMAGES_MAX
+from backends.glm.request.limits import Limits
 from backends.glm.request.messages import ImagePart, Message, TextPart
 from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Prompt, Thinking
@@ -38,7 +39,7 @@ class PromptBuilder:
     vision: Vision
     image_token_id: int
     max_model_len: int
-    images_max: int = IMAGES_MAX
+    limits: Limits = field(default_factory=Limits)
 
     def build(self, chat: ChatRequest) -> Prompt:
         """Render, check the context, decode the pictures, expand their places.
@@ -48,6 +49,7 @@ class PromptBuilder:
         opened = [(open_picture(url, where), where) for url, where in self._image_urls(chat)]
         # Checked from the headers, so that an impossible request costs no decoding.
         sizes = [picture.size for picture, _ in opened]
+        self._check_pixels(sizes, [where for _, where in opened])
         self.check_length(sum(self.vision.tokens(width=w, height=h) for w, h in sizes))
         ids, begun = self._render(chat)
         pixels = None
@@ -58,7 +60,7 @@ class PromptBuilder:
                 code="invalid_prompt",
             )
         if opened:
-            pixels = self.vision.pixels([decode_picture(p, where) for p, where in opened])
+            pixels = self.vision.pixels(decode_picture(p, where) for p, where in opened)
             ids = _expand(ids, self.image_token_id, pixels.tokens)
         self.check_length(len(ids))
         return Prompt(
@@ -79,6 +81,20 @@ class PromptBuilder:
                 code="context_length_exceeded",
             )
 
+    def _check_pixels(self, sizes: list[tuple[int, int]], places: list[str]) -> None:
+        """Raises: WorkerError 400 that names the picture which passes the limit."""
+        most = self.limits.image_pixels_max
+        areas = itertools.accumulate(width * height for width, height in sizes)
+        for area, where in zip(areas, places, strict=True):
+            if area > most:
+                raise bad_request(
+                    f"The pictures of a request may have {most:,} pixels together; with this one "
+                    f"they have {area:,}. Send smaller pictures (the model sees at most "
+                    f"{self.vision.limits.max_pixels:,} pixels of each) or fewer.",
+                    param=where,
+                    code="too_many_pixels",
+                )
+
     def _image_urls(self, chat: ChatRequest) -> list[tuple[str, str]]:
         """Each picture's URL and the field it stands in, in the order of the prompt."""
         found = [
@@ -87,9 +103,9 @@ class PromptBuilder:
             for j, part in enumerate(message.parts)
             if isinstance(part, ImagePart)
         ]
-        if len(found) > self.images_max:
+        if len(found) > self.limits.images_max:
             raise bad_request(
-                f"At most {self.images_max} pictures are read per request; this one has "
+                f"At most {self.limits.images_max} pictures are read per request; this one has "
                 f"{len(found)}.",
                 param="messages",
                 code="too_many_images",

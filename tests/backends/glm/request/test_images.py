@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.glm46v.image_processing_pil_glm46v import smart_resize
 
 from backends.glm.errors import WorkerError
 from backends.glm.model.load import Checkpoint
 from backends.glm.request import images
-from backends.glm.request.images import decode_picture, open_picture
+from backends.glm.request.images import decode_picture, fitted_size, open_picture
 from tests.backends.glm.conftest import data_url, picture
 
 
@@ -42,6 +43,8 @@ def png_header(width: int, height: int) -> bytes:
 def test_every_listed_format_is_read(form: str) -> None:
     decoded = decode_picture(open_picture(data_url(picture(40, 30), form), "x"), "x")
     assert (decoded.mode, decoded.size) == ("RGB", (40, 30))
+    grey = decode_picture(open_picture(data_url(picture(40, 30).convert("L"), form), "x"), "x")
+    assert (grey.convert("RGB").mode, grey.size) == ("RGB", (40, 30))
 
 
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA"])
@@ -136,10 +139,47 @@ def test_token_counts_before_and_after_processing_agree(
 def test_several_pictures_are_the_same_as_each_alone(checkpoint: Checkpoint) -> None:
     vision = checkpoint.prompts.vision
     pictures = [picture(60, 60), picture(120, 40, seed=3), picture(1, 3)]
-    together = vision.pixels(pictures)
+    together = vision.pixels(p.copy() for p in pictures)
     alone = [vision.pixels([p]) for p in pictures]
     assert together.tokens == tuple(p.tokens[0] for p in alone)
     assert np.array_equal(together.values, np.concatenate([p.values for p in alone]))
+
+
+@given(
+    height=st.integers(1, 7000),
+    width=st.integers(1, 7000),
+    merge=st.integers(1, 3),
+    edges=st.tuples(st.integers(1, 50_000), st.integers(50_000, 10_000_000)),
+)
+def test_the_size_that_is_seen_is_the_processors(
+    height: int, width: int, merge: int, edges: tuple[int, int]
+) -> None:
+    if max(height, width) > images.IMAGE_ASPECT_MAX * min(height, width):
+        return
+    factor = 14 * merge
+    try:
+        theirs = smart_resize(
+            2, height, width, factor=factor, min_pixels=edges[0], max_pixels=edges[1]
+        )
+    except ValueError:  # just above its aspect limit after rounding
+        return
+    ours = fitted_size(height=height, width=width, factor=factor, frames=2, edges=edges)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_what_is_seen_is_what_the_processor_makes_of_the_whole_picture(
+    checkpoint: Checkpoint, mode: str, width: int, height: int
+) -> None:
+    if max(height, width) > images.IMAGE_ASPECT_MAX * min(height, width):
+        return
+    vision = checkpoint.prompts.vision
+    whole = picture(8, 8).resize((width, height)).convert(mode)
+    theirs = vision._processor(images=[whole.convert("RGB")], return_tensors="np")
+    ours = vision.pixels([whole])
+    assert np.array_equal(ours.values, theirs["pixel_values"])
+    assert np.array_equal(ours.grid, theirs["image_grid_thw"])
 
 
 def test_limits_are_those_of_one_still_frame(checkpoint: Checkpoint) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from backends.glm.errors import WorkerError
 from backends.glm.model.load import Checkpoint
 from backends.glm.request import prompt as prompt_module
+from backends.glm.request.images import decode_picture
+from backends.glm.request.limits import Limits
 from backends.glm.request.protocol import parse_chat
 from backends.glm.types import Prompt
 from tests.backends.glm.conftest import data_url, picture
@@ -176,7 +179,7 @@ def test_too_many_picture_tokens_are_refused_before_decoding(
     each = checkpoint.prompts.vision.tokens(width=400, height=400)
     count = checkpoint.max_model_len // each + 1
     part = user((400, 400))["content"]
-    prompts = dataclasses.replace(checkpoint.prompts, images_max=10_000)
+    prompts = dataclasses.replace(checkpoint.prompts, limits=Limits(images_max=10_000))
     body = {"model": "m", "messages": [{"role": "user", "content": part * count}]}
     with pytest.raises(WorkerError) as caught:
         prompts.build(parse_chat(json.dumps(body).encode()))
@@ -186,12 +189,59 @@ def test_too_many_picture_tokens_are_refused_before_decoding(
 def test_too_many_pictures(checkpoint: Checkpoint) -> None:
     body = {"model": "m", "messages": [user((1, 1), (1, 1)), user((1, 1))]}
     with pytest.raises(WorkerError) as caught:
-        dataclasses.replace(checkpoint.prompts, images_max=2).build(
+        dataclasses.replace(checkpoint.prompts, limits=Limits(images_max=2)).build(
             parse_chat(json.dumps(body).encode())
         )
     assert caught.value.code == "too_many_images"
     assert "At most 2 pictures" in caught.value.message
     assert "has 3" in caught.value.message
+
+
+def test_pictures_are_in_memory_one_by_one(
+    checkpoint: Checkpoint, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever decodes the next one finds the last one closed: both as it came and decoded."""
+    seen: list[Image.Image] = []
+
+    def closed(picture: Image.Image) -> bool:
+        try:
+            picture.getpixel((0, 0))
+        except ValueError:  # "Operation on closed image"
+            return True
+        return False
+
+    def decode(picture: Image.Image, param: str) -> Image.Image:
+        assert all(closed(earlier) for earlier in seen)
+        decoded = decode_picture(picture, param)
+        assert not closed(decoded)
+        seen.extend([picture, decoded])
+        return decoded
+
+    monkeypatch.setattr(prompt_module, "decode_picture", decode)
+    clear = {"type": "image_url", "image_url": {"url": data_url(Image.new("RGBA", (30, 30)))}}
+    mixed = [user((56, 84), (28, 28), "?"), {"role": "user", "content": [clear]}]
+    assert build(mixed).pixels is not None
+    assert len(seen) == 6
+    assert all(closed(picture) for picture in seen)
+
+
+def test_too_many_pixels_in_all_are_refused_before_decoding(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = 30 * 40 + 20 * 20
+    few, enough = (
+        dataclasses.replace(checkpoint.prompts, limits=Limits(image_pixels_max=most))
+        for most in (pixels - 1, pixels)
+    )
+    body = {"model": "m", "messages": [user("a"), user((30, 40), "b", (20, 20))]}
+    chat = parse_chat(json.dumps(body).encode())
+    assert enough.build(chat).pixels is not None
+    monkeypatch.delattr(prompt_module, "decode_picture")
+    with pytest.raises(WorkerError) as caught:
+        few.build(chat)
+    assert caught.value.code == "too_many_pixels"
+    assert caught.value.param == "messages[1].content[2].image_url"  # the one that was too many
+    assert "1,599 pixels together; with this one they have 1,600. Send" in caught.value.message
 
 
 def test_a_picture_the_template_has_no_place_for(
