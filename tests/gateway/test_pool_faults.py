@@ -17,6 +17,7 @@ import pytest
 from backends.dial import Dialer
 from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.tasks import spawn
+from policies import breaker
 from tests.gateway.rig import PATIENCE_S, Rig, rig, until
 from tests.gateway.test_pool_flow import pool, up
 from tests.ports import free_port
@@ -249,7 +250,10 @@ async def test_engines_that_die_hang_and_restart_take_nobody_with_them(books_url
             await house.settled()
 
 
-async def test_a_pool_that_is_thrown_out_as_a_whole_says_so_and_comes_back(books_url: str) -> None:
+async def test_a_pool_that_is_thrown_out_as_a_whole_says_so_and_comes_back(
+    books_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "OPEN_FIRST_S", 0.5)  # nobody need wait longer for its return
     broken = http(JSON, b"{}", b"500 Internal Server Error")
     async with Liar(broken) as one, Liar(broken) as other:
         named = [{"url": one.url, "name": "a"}, {"url": other.url, "name": "b"}]

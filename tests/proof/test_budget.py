@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 
@@ -14,6 +13,8 @@ from tests.proof.crash import Crashes, crash
 from tests.proof.failover import failover
 from tests.proof.traffic import Found
 
+SEED = 20_261  # a red build is red for whoever looks; `make proof-budget` draws another each time
+
 
 def good(found: Found | Crashes) -> None:
     assert found.wrong == []
@@ -22,7 +23,7 @@ def good(found: Found | Crashes) -> None:
 
 async def test_gateways_killed_at_each_point_on_both_sides() -> None:
     found = Crashes()
-    await crash(1, found=found, first_seed=random.randrange(10**6))
+    await crash(1, found=found, first_seed=SEED)
     good(found)
     assert found.runs + found.missed == 16
     assert found.runs >= 14
@@ -31,7 +32,7 @@ async def test_gateways_killed_at_each_point_on_both_sides() -> None:
 
 async def test_a_crowd_on_one_budget() -> None:
     found = Found()
-    await traffic.crowd(50, 600, processes=2, seed=random.randrange(10**6), found=found)
+    await traffic.crowd(50, 600, processes=2, seed=SEED, found=found)
     good(found)
     assert found.figures["refused"] > 0
     assert found.figures["operations_replayed"] > 600
@@ -39,7 +40,7 @@ async def test_a_crowd_on_one_budget() -> None:
 
 async def test_a_network_that_repeats_and_loses() -> None:
     found = Found()
-    await traffic.network(20, 600, delay_s=0.1, seed=random.randrange(10**6), found=found)
+    await traffic.network(20, 600, delay_s=0.1, seed=SEED, found=found)
     good(found)
     assert found.figures["network"]["twice"] > 0
 
@@ -52,14 +53,14 @@ async def test_eight_processes_that_start_on_full_books() -> None:
 
 async def test_a_server_that_dies_and_a_replica_that_takes_over() -> None:
     found = Found()
-    await failover(1, seed=random.randrange(10**6), found=found, seconds=1.0)
+    await failover(1, seed=SEED, found=found, seconds=1.0)
     good(found)
     assert found.figures["restart_lost_nano"] == 0
 
 
 async def test_callers_that_leave() -> None:
     found = Found()
-    await flows.callers_leave(40, seed=random.randrange(10**6), found=found)
+    await flows.callers_leave(40, seed=SEED, found=found)
     good(found)
     assert found.figures["left"] > 0
 
