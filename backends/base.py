@@ -57,7 +57,9 @@ class Billed(StrEnum):
 class Failure(Exception):
     """A call that did not end well.
 
-    `message` is safe to show to the caller: no key, no prompt, no internal address.
+    `message` is safe to show to the caller: no key, no internal address, and nobody's prompt but
+    perhaps a piece of his own. It is for him alone and is never logged.
+    `param` names the field at fault, where the engine named one that callers have.
     `elsewhere` says whether another target may be asked the same.
     """
 
@@ -71,6 +73,7 @@ class Failure(Exception):
         elsewhere: bool = True,
         status: int | None = None,
         code: str | None = None,
+        param: str | None = None,
         retry_after_s: float | None = None,
         alert: bool = False,
     ) -> None:
@@ -82,6 +85,7 @@ class Failure(Exception):
         self.elsewhere = elsewhere
         self.status = status
         self.code = code
+        self.param = param
         self.retry_after_s = retry_after_s
         self.alert = alert
 

@@ -17,10 +17,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import msgspec
 
 from backends.base import Call, Event, Failure
-from backends.chunks import failure_of, read_body, read_error, read_event, retry_after_of
+from backends.chunks import read_body, read_event
 from backends.egress import Egress, Wire
 from backends.engines.dialect import Dialect
 from backends.engines.yuzui import Plain
+from backends.refusals import failure_of, read_error, retry_after_of
 from backends.sse import data_of
 from backends.sse import encode as sse_encode
 from backends.streams import batches, broken
@@ -72,7 +73,7 @@ class OpenAIHttpBackend:
             timeouts=call.timeouts,
         )
         try:
-            await _expect_answer(wire, stream=call.stream)
+            await _expect_answer(wire, stream=call.stream, ours=self.dialect.ours)
         except BaseException:
             await wire.close()
             raise
@@ -130,7 +131,7 @@ class HttpReply:
         return msgspec.structs.replace(event, usage=self._timed(event.usage))
 
 
-async def _expect_answer(wire: Wire, *, stream: bool) -> None:
+async def _expect_answer(wire: Wire, *, stream: bool, ours: bool) -> None:
     """Returns if the head of the answer is what was asked for, else raises its Failure."""
     kind = wire.headers.get("content-type", "").partition(";")[0].strip().lower()
     if wire.status == 200 and (kind == "text/event-stream") == stream:
@@ -143,4 +144,4 @@ async def _expect_answer(wire: Wire, *, stream: bool) -> None:
     if wire.status == 200:
         read_body(body)  # raises what an error body with a good status names
         raise broken("the engine answered in another form than it was asked for")
-    raise failure_of(wire.status, read_error(body), retry_after_s=retry_after_s)
+    raise failure_of(wire.status, read_error(body), retry_after_s=retry_after_s, ours=ours)

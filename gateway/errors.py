@@ -71,7 +71,11 @@ def of_refusal(refusal: Refusal) -> GatewayError:
         case Reason.SIDE_FORBIDDEN:
             return GatewayError(403, "sensitive_pinned", refusal.message, param="model")
         case Reason.UNFIT:
-            return GatewayError(400, "unsupported_request", refusal.message)
+            return GatewayError(400, "unsupported_request", refusal.message, param=refusal.param)
+        case Reason.TOO_LONG:
+            return GatewayError(
+                400, "context_length_exceeded", refusal.message, param=refusal.param
+            )
         case Reason.BUDGET_EXHAUSTED:
             return insufficient_quota(refusal.message)
         case Reason.SENSITIVE_LOCAL_UNAVAILABLE:
@@ -110,7 +114,7 @@ _STATUS: Mapping[Kind, int] = {
 _CODES: Mapping[Kind, str] = {
     Kind.CONTEXT: "context_length_exceeded",
     Kind.CONTENT_FILTER: "content_filter",
-    Kind.BAD_REQUEST: "invalid_request",
+    Kind.BAD_REQUEST: "invalid_value",
     Kind.RATE_LIMITED: "rate_limit_exceeded",
 }
 
@@ -125,9 +129,16 @@ def of_failure(failure: Failure, *, pinned: bool) -> GatewayError:
     code = _CODES.get(failure.kind, f"upstream_{failure.kind.value}")
     if pinned and not caller:
         status, code = 503, Reason.SENSITIVE_LOCAL_UNAVAILABLE.value
-    if caller and failure.code:
+    # Of one that is too long clients know the code that OpenAI has for it, and cut their history.
+    if caller and failure.code and failure.kind is not Kind.CONTEXT:
         code = failure.code
     wait_s = failure.retry_after_s
     if wait_s is None and status in (429, 503):
         wait_s = 1.0
-    return GatewayError(status, code, failure.message, retry_after_s=None if caller else wait_s)
+    return GatewayError(
+        status,
+        code,
+        failure.message,
+        param=failure.param if caller else None,
+        retry_after_s=None if caller else wait_s,
+    )

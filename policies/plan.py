@@ -47,7 +47,7 @@ RETRY_AFTER_S = 1  # a slot falls free within seconds
 # What may be otherwise in a moment, and what will not.
 PASSING = frozenset({"full", "draining", "down", "returning", "breaker_open", "rate_limited"})
 _LASTING = frozenset(
-    {"unfit", "remote_image", "unpriced", "other_label", "other_tenant", "no_adapter"}
+    {"unfit", "too_long", "remote_image", "unpriced", "other_label", "other_tenant", "no_adapter"}
 )
 
 
@@ -84,7 +84,7 @@ def plan(
     if not local and not cloud:
         local = [w for w in pool if w.awaited]
     if not local and not cloud:
-        return _no_target(facts, permit, pool, clouds, (here, there))
+        return _no_target(facts, permit, pool, clouds, (here, there), snapshot)
 
     in_turn = _local_first(local, cloud, facts, wanted_ms)
     if in_turn or (local and steered.prefer_local and facts.deadline_ms is None):
@@ -289,6 +289,7 @@ def _no_target(
     pool: Sequence[Weighed],
     clouds: Sequence[Weighed],
     funds: tuple[Funds, Funds],
+    snapshot: Snapshot,
 ) -> Refusal:
     weighed = [*pool, *clouds]
     verdicts = {w.verdict for w in weighed}
@@ -303,12 +304,7 @@ def _no_target(
         text = _which_budget(weighed, *funds)
         return _refuse(facts, weighed, Reason.BUDGET_EXHAUSTED, text, None)
     if verdicts & _LASTING and not passing:
-        text = "no model behind this name can do what the request asks, or its context is too short"
-        if verdicts & {"other_label", "other_tenant"}:
-            text = "no worker here may see requests of this label or tenant, and nothing else fits"
-        if "remote_image" in verdicts:
-            text = "pictures must be data: URLs: nothing here fetches one from a web address"
-        return _refuse(facts, weighed, Reason.UNFIT, text, None)
+        return _unfit(facts, weighed, verdicts, snapshot)
     if permit is None:
         text = "the request must stay on the premises and no local worker can take it now"
         return _refuse(facts, weighed, Reason.SENSITIVE_LOCAL_UNAVAILABLE, text, RETRY_AFTER_S)
@@ -316,6 +312,37 @@ def _no_target(
     if "over_budget" in verdicts:
         text += f"; {_which_budget(weighed, *funds)}"
     return _refuse(facts, weighed, Reason.NO_CAPACITY, text, RETRY_AFTER_S)
+
+
+def _unfit(
+    facts: Facts, weighed: Sequence[Weighed], verdicts: set[str], snapshot: Snapshot
+) -> Refusal:
+    """Nothing here can answer the request, now or later."""
+    if "remote_image" in verdicts:
+        text = "pictures must be data: URLs: nothing here fetches one from a web address"
+        return _refuse(facts, weighed, Reason.UNFIT, text, None, param="messages")
+    if "too_long" in verdicts:
+        longest = _longest_context(weighed, snapshot)
+        text = (
+            f"the request is longer than the maximum context length behind this name, which is "
+            f"{longest} tokens: its text has about {facts.prompt_tokens_likely}"
+            f"{', and there are pictures' if facts.images else ''}; shorten the messages"
+        )
+        return _refuse(facts, weighed, Reason.TOO_LONG, text, None, param="messages")
+    if verdicts & {"other_label", "other_tenant"}:
+        text = "no worker here may see requests of this label or tenant, and nothing else fits"
+        return _refuse(facts, weighed, Reason.UNFIT, text, None)
+    wanted = f" ({', '.join(sorted(facts.needs))})" if facts.needs else ""
+    text = f"no model behind this name can do what the request asks{wanted}"
+    return _refuse(facts, weighed, Reason.UNFIT, text, None)
+
+
+def _longest_context(weighed: Sequence[Weighed], snapshot: Snapshot) -> int:
+    """Tokens, among the targets that lack nothing but length."""
+    short = {(w.site, w.target) for w in weighed if w.verdict == "too_long"}
+    here = [w.traits.context_tokens for w in snapshot.workers if (Site.LOCAL, w.id) in short]
+    there = [c.traits.context_tokens for c in snapshot.clouds if (Site.CLOUD, c.model) in short]
+    return max([*here, *there])
 
 
 def _which_budget(weighed: Sequence[Weighed], here: Funds, there: Funds) -> str:
@@ -333,10 +360,13 @@ def _refuse(
     reason: Reason,
     message: str,
     retry_after_s: int | None,
+    *,
+    param: str | None = None,
 ) -> Refusal:
     return Refusal(
         reason=reason,
         message=message,
         why=_why(facts, reason, weighed),
         retry_after_s=retry_after_s,
+        param=param,
     )

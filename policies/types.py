@@ -85,7 +85,8 @@ class Reason(StrEnum):
     NO_CAPACITY = "no_capacity"
     MODEL_UNKNOWN = "model_unknown"
     SIDE_FORBIDDEN = "side_forbidden"  # cloud/... asked for data that must stay
-    UNFIT = "no_target_fits"  # context too long or capability missing everywhere
+    UNFIT = "no_target_fits"  # a capability is missing everywhere
+    TOO_LONG = "context_length_exceeded"  # for every target that could do it otherwise
 
 
 class Principal(Value, frozen=True, kw_only=True):
@@ -335,7 +336,9 @@ class Considered(Value, frozen=True, kw_only=True):
 
     site: Site
     target: str
-    verdict: str  # chosen | next | breaker_open | full | late | unfit | over_budget | label | ...
+    verdict: (
+        str  # chosen | next | breaker_open | full | unfit | too_long | over_budget | label | ...
+    )
     ttft_ms: float | None = None
     finish_ms: float | None = None
     hold_nano: int | None = None
@@ -359,12 +362,14 @@ class Plan(Value, frozen=True, kw_only=True):
 
 
 class Refusal(Value, frozen=True, kw_only=True):
-    """No attempt is possible now. `retry_after_s` None: repeating will not help."""
+    """No attempt is possible now. `retry_after_s` None: repeating will not help. `param`: the field
+    of the request that stands in the way."""
 
     reason: Reason
     message: str
     why: Why
     retry_after_s: int | None = None
+    param: str | None = None
 
 
 class Usage(Value, frozen=True, kw_only=True):

@@ -228,8 +228,8 @@ def _misfit(facts: Facts, worker: WorkerState, route: Route, images: int) -> str
         return worker.health.value
     if facts.remote_images:
         return "remote_image"  # nothing on the premises fetches a picture from outside
-    if not _fits(facts, worker.traits, images):
-        return "unfit" if worker.health is Health.UP else worker.health.value
+    if lacks := _lacks(facts, worker.traits, images):
+        return lacks if worker.health is Health.UP else worker.health.value
     return ""
 
 
@@ -282,8 +282,8 @@ def _weigh_cloud(
     if facts.adapter:
         return no("no_adapter")
     images = cloud_image_tokens_max(rules.prices, cloud.model, facts)
-    if not _fits(facts, cloud.traits, images):
-        return no("unfit")
+    if lacks := _lacks(facts, cloud.traits, images):
+        return no(lacks)
     if cloud.breaker is BreakerState.OPEN:
         return no("breaker_open")
     if now_s < cloud.blocked_until_s:
@@ -315,13 +315,14 @@ def _weigh_cloud(
     )
 
 
-def _fits(facts: Facts, traits: ModelTraits, image_tokens: int) -> bool:
+def _lacks(facts: Facts, traits: ModelTraits, image_tokens: int) -> str:
+    """The verdict on a model that cannot do it (`unfit`), or whose context is too short."""
     if facts.images and Capability.VISION not in traits.capabilities:
-        return False
+        return "unfit"
     if not facts.needs <= traits.capabilities:
-        return False
+        return "unfit"
     likely = facts.prompt_tokens_likely + image_tokens
-    return likely < traits.context_tokens
+    return "" if likely < traits.context_tokens else "too_long"
 
 
 def _local_hold(

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import msgspec
 
 from backends.base import Billed, Failure, Fault, Kind
-from backends.chunks import retry_after_of
+from backends.refusals import retry_after_of
 
 MINUTE_S = 60.0
 # After an overload Ark's own advice is to start again with 1 to 2 s.

@@ -27,9 +27,12 @@ class Dialect(Protocol):
     encode:  the body of the request
     even:    a JSON object of its answer (whole, or one chunk of a stream) in the common form; the
              very same bytes when there is nothing to change, which is nearly always
+    ours:    its refusals are written by this project: they name fields and limits, and callers
+             may read them
     """
 
     name: str
+    ours: bool
 
     def encode(self, call: Call) -> bytes: ...
 

@@ -35,6 +35,7 @@ _WORTH_READING = re.compile(rb'"matched_stop":\s*[^n\s]|"reasoning_tokens":\s*[1
 
 class Sglang:
     name = "sglang"
+    ours = False
 
     def encode(self, call: Call) -> bytes:
         chat = sent(call)

@@ -29,6 +29,7 @@ from backends.engines.dialect import (
 
 class Vllm:
     name = "vllm"
+    ours = False
 
     def encode(self, call: Call) -> bytes:
         chat = sent(call)

@@ -12,6 +12,7 @@ class Plain:
     """An OpenAI-compatible server of which nothing more is known: it is sent what OpenAI knows."""
 
     name = "openai"
+    ours = False
 
     def encode(self, call: Call) -> bytes:
         return encoded(sent(call))
@@ -24,6 +25,7 @@ class Yuzui(Plain):
     """Our own worker: it is also told whose caches a request may meet, and who goes first."""
 
     name = "yuzui"
+    ours = True
 
     def encode(self, call: Call) -> bytes:
         members: dict[str, Any] = {}

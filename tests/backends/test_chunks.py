@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.base import Billed, Event, Failure, Fault, Kind
-from backends.chunks import (
-    RETRY_AFTER_S_MAX,
-    UpstreamError,
-    failure_of,
-    read_body,
-    read_error,
-    read_event,
-    retry_after_of,
-)
+from backends.base import Billed, Event, Failure, Kind
+from backends.chunks import read_body, read_event
+from backends.refusals import read_error
 from backends.sse import encode
 from policies.types import Usage
 
@@ -138,14 +131,14 @@ def test_nonsense_is_broken_and_perhaps_billed(raw: bytes) -> None:
     ("error", "kind", "code"),
     [
         ({"error": {"message": "boom", "code": "internal"}}, Kind.SERVER_ERROR, "internal"),
-        ({"error": {"object": "error", "message": "m", "code": 400}}, Kind.BAD_REQUEST, "400"),
-        ({"error": {"message": "too busy", "code": 503}}, Kind.BUSY, "503"),
+        ({"error": {"object": "error", "message": "m", "code": 400}}, Kind.BAD_REQUEST, None),
+        ({"error": {"message": "too busy", "code": 503}}, Kind.BUSY, None),
         ({"error": "boom"}, Kind.SERVER_ERROR, None),
-        ({"object": "error", "message": "x", "code": 500}, Kind.SERVER_ERROR, "500"),
+        ({"object": "error", "message": "x", "code": 500}, Kind.SERVER_ERROR, None),
         (
             {"error": {"message": "maximum context length is 5", "code": 400}},
             Kind.CONTEXT,
-            "400",
+            None,
         ),
     ],
 )
@@ -167,59 +160,6 @@ def test_body() -> None:
     assert finish == "length"
     del body["usage"]
     assert read_body(json.dumps(body).encode()) == (None, "length")
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "kind", "fault", "elsewhere"),
-    [
-        (400, {}, Kind.BAD_REQUEST, Fault.CALLER, False),
-        (413, {}, Kind.BAD_REQUEST, Fault.CALLER, False),
-        (422, {}, Kind.BAD_REQUEST, Fault.CALLER, False),
-        (400, {"code": "context_length_exceeded"}, Kind.CONTEXT, Fault.CALLER, True),
-        (
-            400,
-            {"message": "The input (9 tokens) is longer than the model's context length (5)"},
-            Kind.CONTEXT,
-            Fault.CALLER,
-            True,
-        ),
-        (400, {"message": "Requested token count exceeds"}, Kind.CONTEXT, Fault.CALLER, True),
-        (404, {}, Kind.NOT_FOUND, Fault.UPSTREAM, True),
-        (401, {}, Kind.AUTH, Fault.GATEWAY, True),
-        (429, {}, Kind.BUSY, Fault.UPSTREAM, True),
-        (503, {"code": "worker_draining"}, Kind.BUSY, Fault.UPSTREAM, True),
-        (500, {}, Kind.SERVER_ERROR, Fault.UPSTREAM, True),
-        (302, {}, Kind.BROKEN, Fault.UPSTREAM, True),
-    ],
-)
-def test_status_to_failure(
-    status: int, error: dict[str, str], kind: Kind, fault: Fault, elsewhere: bool
-) -> None:
-    nested = read_error(json.dumps({"error": error}).encode())
-    flat = read_error(json.dumps({"object": "error", **error}).encode())
-    assert nested == flat
-    failure = failure_of(status, nested, retry_after_s=2.0)
-    assert (failure.kind, failure.fault, failure.elsewhere) == (kind, fault, elsewhere)
-    assert (failure.billed, failure.status, failure.retry_after_s) == (Billed.NO, status, 2.0)
-
-
-def test_the_text_of_an_upstream_error_is_never_passed_on() -> None:
-    error = UpstreamError(message="prompt", type="10.0.0.7 said", code="a secret", param="prompt!")
-    failure = failure_of(400, error)
-    assert "prompt" not in failure.message
-    assert "10.0" not in failure.message
-    assert failure.code is None
-    named = failure_of(400, UpstreamError(code="invalid", param="messages[0].content"))
-    assert "code invalid, param messages[0].content" in named.message
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [(None, None), ("3", 3.0), (" 0.5", 0.5), ("99999", RETRY_AFTER_S_MAX), ("-1", None),
-     ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("nan", None), ("9" * 400, None)],
-)  # fmt: skip
-def test_retry_after(header: str | None, seconds: float | None) -> None:
-    assert retry_after_of(header) == seconds
 
 
 json_values = st.recursive(

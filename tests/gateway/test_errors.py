@@ -20,6 +20,7 @@ REFUSALS = {
     Reason.MODEL_UNKNOWN: (404, "model_not_found", "invalid_request_error", "model", None, None),
     Reason.SIDE_FORBIDDEN: (403, "sensitive_pinned", "permission_error", "model", None, None),
     Reason.UNFIT: (400, "unsupported_request", "invalid_request_error", None, None, None),
+    Reason.TOO_LONG: (400, "context_length_exceeded", "invalid_request_error", None, None, None),
     Reason.BUDGET_EXHAUSTED: (
         429, "insufficient_quota", "insufficient_quota", None, None, "false"),
     Reason.SENSITIVE_LOCAL_UNAVAILABLE: (
@@ -41,7 +42,7 @@ def test_a_refused_plan(reason: Reason) -> None:
 
 # kind -> status, code, retry-after; what the same is called when it had to stay here
 FAILURES: dict[Kind, tuple[int, str, str | None]] = {
-    Kind.BAD_REQUEST: (400, "invalid_request", None),
+    Kind.BAD_REQUEST: (400, "invalid_value", None),
     Kind.CONTEXT: (400, "context_length_exceeded", None),
     Kind.CONTENT_FILTER: (400, "content_filter", None),
     Kind.RATE_LIMITED: (429, "rate_limit_exceeded", "1"),
@@ -84,6 +85,28 @@ def test_the_engines_own_code_is_for_the_caller_only_when_it_is_his_mistake() ->
     assert of_failure(mine, pinned=False).code == "InvalidParameter"
     theirs = Failure(Kind.SERVER_ERROR, "no", code="InternalServiceError")
     assert of_failure(theirs, pinned=False).code == "upstream_server_error"
+
+
+def test_one_that_is_too_long_has_the_code_that_clients_know() -> None:
+    """They shorten the history when they see it, whatever an engine or Ark calls it."""
+    for code in ("OutofContextError", "context_length_exceeded", None):
+        failure = Failure(Kind.CONTEXT, "no", fault=Fault.CALLER, code=code, param="messages")
+        error = of_failure(failure, pinned=True)
+        assert (error.code, error.param) == ("context_length_exceeded", "messages")
+
+
+def test_the_field_at_fault_is_named_when_it_is_the_callers() -> None:
+    mine = Failure(Kind.BAD_REQUEST, "no", fault=Fault.CALLER, param="tools[0]")
+    assert of_failure(mine, pinned=False).param == "tools[0]"
+    theirs = Failure(Kind.BROKEN, "no", param="tools[0]")
+    assert of_failure(theirs, pinned=False).param is None
+    planned = Refusal(
+        reason=Reason.TOO_LONG,
+        message="no",
+        why=Why(reason=Reason.TOO_LONG, label=label()),
+        param="messages",
+    )
+    assert of_refusal(planned).param == "messages"
 
 
 @pytest.mark.parametrize(

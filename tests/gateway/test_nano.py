@@ -6,8 +6,11 @@ import asyncio
 import base64
 import io
 import random
+from typing import Any
 
 import openai
+import pytest
+import structlog
 from PIL import Image
 from transformers import AutoTokenizer, Glm46VImageProcessorPil
 
@@ -87,6 +90,66 @@ async def test_a_drawn_picture_is_answered_truly_plain_and_streamed(
         assert all(row.image_tokens == row.image_tokens_expected > 0 for row in rows)
         assert all(0 < row.marginal_nano < row.posted_nano for row in rows)
     assert right >= RIGHT_MIN
+
+
+SECRET = "MARKER9731"  # stands for what a caller wrote
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+# what a caller wrote wrong -> the field, and words of the reason and the remedy
+MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a tool without a name": ({"tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name", "1 to 128 letters"),
+    "a tool that is not there": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": SECRET}}},
+        "tool_choice", "not in `tools`"),
+    "a schema that cannot be followed": (
+        {"structured_outputs": {"json": {"type": SECRET}}}, "structured_outputs.json", "followed"),
+    "a word that the model does not have": ({"stop_token_ids": [1_000_000]},
+        "stop_token_ids", "does not have"),
+    "a picture that is cut off": ({"messages": [{"role": "user", "content": [{
+        "type": "image_url", "image_url": {"url": "data:image/png;base64,BROKEN"}}]}]},
+        "messages[0].content[0].image_url", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_worker_refuses_is_told_to_the_caller_with_field_and_reason_and_never_logged(
+    books_url: str, worker_url: str, streamed: bool
+) -> None:
+    _, url, _ = drawn(1)
+    async with rig(books_url, workers=[], settings={"workers": [worker_url]}) as house:
+        await house.ready_worker()
+        with structlog.testing.capture_logs() as logged:
+            for wrong, param, said in MISTAKES.values():
+                body = dict(wrong)
+                if "messages" in body:
+                    body["messages"][0]["content"][0]["image_url"]["url"] = url[: 22 + 400]
+                answer = await house.ask(stream=streamed, **body)
+                assert answer.status == 400, answer.body
+                error = answer.json["error"]
+                assert error["param"] == param
+                assert said in error["message"]
+                assert error["code"] not in (None, "400", "invalid_request_error")
+            await house.ask()
+        assert logged  # the control: what can be answered leaves a line
+        assert SECRET not in repr(logged)
+
+
+async def test_a_prompt_that_is_too_long_has_the_code_that_clients_look_for(
+    books_url: str, worker_url: str
+) -> None:
+    """By the gateway's own count, and by the worker's where the gateway's guess was too low."""
+    async with rig(books_url, workers=[], settings={"workers": [worker_url]}) as house:
+        await house.ready_worker()
+        client = openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=house.token())
+        for text in ("a long text " * 20_000, "~#" * 6_000):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.chat.completions.create(
+                    model="glm-4.6v", messages=[{"role": "user", "content": text}]
+                )
+            assert caught.value.code == "context_length_exceeded"
+            assert caught.value.param == "messages"
+            assert "4096 tokens" in str(caught.value)
+        await client.close()
 
 
 async def test_a_crowd_on_one_worker_and_what_must_stay_stays(

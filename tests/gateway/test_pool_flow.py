@@ -93,6 +93,23 @@ async def test_a_worker_that_may_not_see_a_label_does_not(books_url: str) -> Non
             assert routed.header("route") == "local:p"
 
 
+async def test_a_foreign_engines_refusal_names_the_field_and_quotes_nothing(books_url: str) -> None:
+    async with conforming.Vllm() as one, conforming.Sglang() as other:
+        for engine in (one, other):
+            settings = pool({"url": engine.url, "name": "a"})
+            async with rig(books_url, workers=[], settings=settings) as house:
+                await up(house, 1)
+                # a prompt whose size the gateway guesses too low
+                refused = await house.ask(
+                    messages=[{"role": "user", "content": "x" * 70_000}], max_tokens=20_000
+                )
+                error = refused.json["error"]
+                assert (refused.status, error["code"]) == (400, "context_length_exceeded")
+                assert error["param"] == "messages"
+                assert f"{conforming.CONTEXT} tokens" in error["message"]
+                assert "requested" not in error["message"]  # a word of the engine's text
+
+
 async def test_a_full_engine_gives_back_what_it_cannot_take(books_url: str) -> None:
     """It takes three at once and says busy to the rest; its slots are not known here."""
     async with conforming.Vllm(queue_max=3, pace_s=0.05) as engine:

@@ -49,6 +49,7 @@ from tests.policies.builders import (
 
 OPEN = BreakerState.OPEN
 BOTH = (cloud("big"), cloud("small"))
+SHORT = replace(TRAITS, context_tokens=TRAITS.context_tokens // 1_000)
 HUGE = (ImageSize(width=9_000, height=10),)  # more than 200 times as long as wide
 
 
@@ -192,7 +193,7 @@ REASONS: dict[str, Case] = {
         Reason.UNFIT, "refused", snapshot(worker()), facts(side=Site.CLOUD)
     ),
     "too long for everybody": Case(
-        Reason.UNFIT,
+        Reason.TOO_LONG,
         "refused",
         snapshot(worker(), clouds=BOTH),
         facts(prompt_tokens_likely=TRAITS.context_tokens),
@@ -229,6 +230,7 @@ FINAL = {
     Reason.BUDGET_EXHAUSTED,
     Reason.MODEL_UNKNOWN,
     Reason.SIDE_FORBIDDEN,
+    Reason.TOO_LONG,
     Reason.UNFIT,
 }
 
@@ -259,6 +261,7 @@ VERDICTS: dict[str, tuple[Snapshot, dict[str, Any], str]] = {
     "other_model": (snapshot(worker()), {"rules": rules(local=("no",))}, "local:w1"),
     "remote_image": (snapshot(worker()), {"facts": facts(remote_images=1)}, "local:w1"),
     "unfit": (snapshot(worker(traits=BLIND)), {"facts": facts(image=True)}, "local:w1"),
+    "too_long": (snapshot(worker(traits=SHORT)), {"facts": facts(image=True)}, "local:w1"),
     "breaker_open": (snapshot(worker(breaker=OPEN)), {}, "local:w1"),
     "side": (snapshot(worker(), clouds=BOTH), {"facts": facts(side=Site.CLOUD)}, "local:w1"),
     "label": (snapshot(worker(), clouds=BOTH), {"facts": facts(level=SENSITIVE)}, "cloud:big"),
@@ -633,6 +636,27 @@ def test_a_worker_that_was_well_a_moment_ago_is_waited_for_when_nothing_else_is_
     assert (cloudy.attempts[0].site, cloudy.why.reason) == (Site.CLOUD, Reason.POOL_DOWN)
     gone = decide(facts(), waiting(snapshot(worker(health=Health.DOWN))))
     assert isinstance(gone, Refusal)
+
+
+def test_too_long_is_said_with_the_longest_context_and_only_when_length_is_all_that_lacks() -> None:
+    longer = facts(prompt_tokens_likely=TRAITS.context_tokens + 1)
+    refused = decide(longer, snapshot(worker("w1", traits=SHORT), worker("w2"), clouds=BOTH))
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.param) == (Reason.TOO_LONG, "messages")
+    assert f"maximum context length behind this name, which is {TRAITS.context_tokens} tokens" in (
+        refused.message
+    )
+    assert {c.verdict for c in refused.why.considered} == {"too_long"}
+    # a shorter request would not be answered either
+    seeing = replace(longer, needs=frozenset({Capability.VISION}))
+    blind = decide(seeing, snapshot(worker(traits=BLIND)))
+    assert isinstance(blind, Refusal)
+    assert (blind.reason, blind.param) == (Reason.UNFIT, None)
+    assert "(vision)" in blind.message
+    # somebody whose context may be long enough is only away
+    away = decide(longer, snapshot(worker("w1", traits=SHORT), worker("w2", health=Health.DOWN)))
+    assert isinstance(away, Refusal)
+    assert away.reason is Reason.NO_CAPACITY
 
 
 def test_a_worker_may_be_for_some_labels_and_tenants_only() -> None:
