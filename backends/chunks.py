@@ -100,7 +100,13 @@ _STR = msgspec.json.Decoder(str)
 
 
 def read_event(raw: bytes) -> Event:
-    """One raw event of a stream. Raises Failure: the error it names, or BROKEN for nonsense."""
+    """One raw event of a stream. Raises Failure: the error it names, or BROKEN for nonsense.
+
+    Events are UTF-8 by their definition, and SDKs fail on what is not. An engine that writes such
+    bytes is as broken as one whose JSON cannot be read.
+    """
+    if not raw.isascii():
+        _expect_text(raw)  # all of it is passed on, comments and what is not looked at as well
     data = data_of(raw)
     if data is None:
         return Event(raw=raw)
@@ -139,12 +145,19 @@ def read_event(raw: bytes) -> Event:
     )
 
 
+def _expect_text(raw: bytes) -> None:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        raise _broken("the engine sent bytes that are no UTF-8") from None
+
+
 def read_body(body: bytes) -> tuple[Usage | None, str | None]:
     """Usage and finish reason (of the first choice) of a whole answer. Raises Failure."""
+    if not body.isascii():
+        _expect_text(body)
     try:
         answer = _BODY.decode(body)
-        if not body.isascii():
-            body.decode()  # what is not looked at is passed on, and must be text as well
     except UNREADABLE:
         raise _broken("the engine sent an answer that cannot be read") from None
     error = bytes(answer.error)

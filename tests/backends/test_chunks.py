@@ -41,6 +41,24 @@ def test_has_delta(delta: dict[str, Any], carries: bool) -> None:
     assert event_of(chunk(delta)).has_delta is carries
 
 
+NO_TEXT = [b"\xff", b"\xe4\xbd", b"\xc0\xaf", b"\xed\xa0\x80", "é".encode("latin-1")]
+
+
+@pytest.mark.parametrize("wrong", NO_TEXT)
+@pytest.mark.parametrize(
+    "event",
+    [b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n', b": alive %b\n\n",
+     b'data: {"id":"%b","choices":[{"index":0,"delta":{}}]}\n\n', b"id: %b\ndata: [DONE]\n\n"],
+    ids=["content", "comment", "unread", "done"],
+)  # fmt: skip
+def test_an_event_is_text_in_every_part(event: bytes, wrong: bytes) -> None:
+    with pytest.raises(Failure) as caught:
+        read_event(event % wrong)
+    assert (caught.value.kind, caught.value.billed) == (Kind.BROKEN, Billed.MAYBE)
+    for right in (b"a", "é你👋".encode()):  # the positive control
+        assert read_event(event % right).raw == event % right
+
+
 def test_finish_reason_and_a_null_usage() -> None:
     event = event_of({**chunk({}, finish_reason="stop"), "usage": None})
     assert (event.finish_reason, event.usage, event.choices_empty) == ("stop", None, False)

@@ -91,6 +91,7 @@ GARBAGE = {
     "an empty stream": http(STREAM, b""),
     "a stream of nothing": http(STREAM, b"data: [DONE]\n\n"),
     "a stream of words": http(STREAM, b"data: hello\n\n"),
+    "a stream that is not utf-8": http(STREAM, ROLE.replace(b'"a"', b'"\xff"')),
     "a line without end": http(STREAM, b"data: " + b"x" * 3_000_000),
     "a negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n",
 }
@@ -118,8 +119,15 @@ async def test_a_worker_that_answers_garbage_costs_nobody_an_answer(
 
 @pytest.mark.parametrize(
     "rest",
-    [b"", b"data: hello\n\n", b"data: [DONE]\n\n", b'data: {"choices":[{"index":0', b"\x00" * 99],
-    ids=["silence", "words", "done", "half", "zeros"],
+    [
+        b"",
+        b"data: hello\n\n",
+        b"data: [DONE]\n\n",
+        b'data: {"choices":[{"index":0',
+        b"\x00" * 99,
+        ROLE.replace(b'"a"', b'"\xe4\xbd"'),
+    ],
+    ids=["silence", "words", "done", "half", "zeros", "half a character"],
 )
 async def test_a_stream_that_turns_to_garbage_ends_with_an_error_and_never_with_done(
     books_url: str, rest: bytes
