@@ -32,6 +32,7 @@ from policies.types import Sensitivity, SloClass
 
 SECRET_BYTES_MIN = 32  # RFC 7518, 3.2: a key at least as long as the hash of HS256
 RSA_BITS_MIN = 2048  # RFC 7518, 3.3
+FILE_BYTES_MAX = 65_536  # a key in PEM is at most a few thousand
 KID_CHARS_MAX = 128
 TTL_S_MAX = 10 * 366 * 86_400  # ten years; longer is a mistyped unit
 PRIVATE_KEY_FILE = "signing-key.pem"
@@ -93,6 +94,12 @@ def from_secret(kid: str, secret: bytes) -> SigningKey:
     return SigningKey(kid=kid, alg="HS256", material=secret)
 
 
+def _start_of(file: Path) -> bytes:
+    """As much as a key may have; a device has no end. Raises OSError."""
+    with file.open("rb") as opened:
+        return opened.read(FILE_BYTES_MAX)
+
+
 def from_config(config: KeyConfig) -> VerifyKey:
     """The key that a section of `auth.keys` describes. Raises KeyUnusable."""
     if config.secret is not None:
@@ -101,7 +108,7 @@ def from_config(config: KeyConfig) -> VerifyKey:
     if file is None:
         raise KeyUnusable(f"key {config.kid!r}: neither a secret nor a file is given")
     try:
-        content = file.read_bytes()
+        content = _start_of(file)
     except OSError as error:
         raise KeyUnusable(f"key {config.kid!r}: {file}: {error.strerror}") from None
     if config.secret_file is not None:
@@ -183,7 +190,7 @@ def load_private_key(file: Path) -> SigningKey:
     """An Ed25519 signing key in PEM. Its kid is the RFC 7638 thumbprint. Raises KeyUnusable."""
     try:
         mode = file.stat().st_mode
-        content = file.read_bytes()
+        content = _start_of(file)
     except OSError as error:
         raise KeyUnusable(f"{file}: {error.strerror}") from None
     if mode & 0o077:

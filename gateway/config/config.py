@@ -21,7 +21,7 @@ from msgspec import Meta
 from backends.pool.members import Member
 from gateway.config.archive import ArchiveConfig
 from gateway.config.pool import PoolConfig, WorkerConfig
-from gateway.config.read import ConfigError, Invalid, Node, Secret, build, from_yaml
+from gateway.config.read import ConfigError, Invalid, Node, Secret, build, from_yaml, text_of
 from gateway.config.schema import (
     DEFAULT_CLOUD,
     ArkConfig,
@@ -194,13 +194,11 @@ def inherited() -> dict[str, str]:
 
 def _read_file(file: Path, *, required: bool) -> Node:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = text_of(file)
     except FileNotFoundError:
         if required:
             raise ConfigError(str(file), "", "there is no such file") from None
         return Node({}, str(file), file.parent)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(file), "", f"cannot be read: {error}") from None
     return from_yaml(text, file)
 
 

@@ -93,10 +93,29 @@ class Node(msgspec.Struct):
         here.value[last] = node
 
 
+def text_of(file: Path) -> str:
+    """What a settings file says; never more of it than the limit is read, for a device has no end.
+
+    Raises FileNotFoundError, and ConfigError for whatever else is not a text to be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(str(file), "", f"cannot be read: {error.strerror}") from None
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigError(str(file), "", f"longer than {FILE_BYTES_MAX} bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}", "", "is not UTF-8; save the file as UTF-8") from None
+
+
 def from_yaml(text: str, file: Path) -> Node:
     """The document as a tree. Raises ConfigError with the line for whatever is not plain YAML."""
-    if len(text) > FILE_BYTES_MAX:
-        raise ConfigError(str(file), "", f"longer than {FILE_BYTES_MAX} characters")
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()

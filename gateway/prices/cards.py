@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from gateway.config.read import ConfigError, Invalid, Node, build, from_yaml
+from gateway.config.read import ConfigError, Invalid, Node, build, from_yaml, text_of
 from policies.price import (
     BEIJING_MS,
     Hours,
@@ -156,11 +156,9 @@ def load_card(path: Path | None = None) -> PriceCard:
 def read_card(path: Path) -> tuple[PriceCard | None, list[str]]:
     """A card, and everything that is wrong with it, each with its line. None: unreadable."""
     try:
-        tree = from_yaml(path.read_text("utf-8"), path)
-    except OSError as error:
-        return None, [f"{path}: {error.strerror}"]
-    except UnicodeDecodeError:
-        return None, [f"{path}: is not UTF-8"]
+        tree = from_yaml(text_of(path), path)
+    except FileNotFoundError:
+        return None, [f"{path}: there is no such file"]
     except ConfigError as error:
         return None, [str(error)]
     problems: list[str] = []

@@ -109,6 +109,9 @@ def test_weak_absent_and_private_files_are_refused(tmp_path: Path) -> None:
     config = KeyConfig(kid="k", alg="RS256", public_key_file=file)
     with pytest.raises(KeyUnusable, match="No such file"):
         from_config(config)
+    endless = KeyConfig(kid="k", alg="RS256", public_key_file=Path("/dev/zero"))
+    with pytest.raises(KeyUnusable, match="is not a public key in PEM"):
+        from_config(endless)
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505
     file.write_bytes(
         weak.public_key().public_bytes(

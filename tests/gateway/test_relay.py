@@ -123,13 +123,13 @@ def test_a_note_takes_the_place_of_the_workers_own() -> None:
 
 
 def test_everything_else_in_the_last_chunk_is_as_the_engine_wrote_it() -> None:
-    """Numbers that no float holds, spacing, and bytes that are not UTF-8 in what nobody reads."""
+    """Numbers that no float holds, spacing, and escapes in what nobody reads."""
     odd = (
-        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}], "big": 1%s, "x": "\xff"}\n\n'
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}], "big": 1%s, "x": "\\u00ff"}\n\n'
         % (b"0" * 40)
     )
     tail = relayed([A, odd])[1]
-    for member in (b'"finish_reason":"stop"', b"1" + b"0" * 40, b'"\xff"'):
+    for member in (b'"finish_reason":"stop"', b"1" + b"0" * 40, rb'"\u00ff"'):
         assert member in tail
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 from backends.ark.emulator.faults import FaultRule
 from backends.ark.models import FAMILIES
 
+FILE_BYTES_MAX = 1024 * 1024
 BODY_BYTES_MAX = 64 * 1024 * 1024  # Ark's limit of a request body
 
 # Ranges are wide: they keep out what would wait for ever, count backwards or not be a number.
@@ -163,7 +164,8 @@ def load(path: str | None, flags: dict[str, Any]) -> Settings:
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            with Path(path).open("rb") as file:  # no more than that: a device has no end
+                read = yaml.safe_load(file.read(FILE_BYTES_MAX).decode())
         except OSError as error:
             raise SettingsError(f"--config {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:

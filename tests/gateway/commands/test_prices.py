@@ -37,6 +37,19 @@ def written(folder: Path, name: str, month: str, price: str) -> Path:
 # ---- check
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("nowhere.yaml", "nowhere.yaml: there is no such file"), ("/dev/zero", "longer than"),
+     ("latin.yaml", "latin.yaml:1: is not UTF-8")],
+)  # fmt: skip
+def test_what_is_no_card_is_named(
+    folder: Path, file: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "latin.yaml").write_bytes(b"version: \xe9\n")
+    assert prices.main(["check", file]) == 1
+    assert said in capsys.readouterr().out
+
+
 def test_the_shipped_cards_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     assert prices.main(["check"]) == 0
     out = capsys.readouterr().out

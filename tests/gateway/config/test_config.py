@@ -415,3 +415,28 @@ def test_auto_is_a_number_of_workers_too() -> None:
     assert Config.load(environ={"YUZUI_LOCAL_WORKERS": "3"}).starts_workers == 3
     with pytest.raises(ConfigError, match="YUZUI_LOCAL_WORKERS"):
         Config.load(environ={"YUZUI_LOCAL_WORKERS": "many"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"port: 1\nhost: \xe9\n", ":2: is not UTF-8; save the file as UTF-8"),
+        (b"#" * (1024 * 1024 + 1), "longer than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_is_no_text_of_settings(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "yuzui.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        Config.load(file, {})
+    assert str(caught.value).startswith(str(file))
+    assert said in str(caught.value)
+
+
+def test_a_device_without_an_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """/dev/zero as a settings file took all memory of the machine."""
+    with pytest.raises(ConfigError, match="/dev/zero: longer than"):
+        Config.load("/dev/zero", {})
+    assert Config.load("/dev/null", {}) == Config()  # the positive control: not every device
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory$"):
+        Config.load(tmp_path, {})

@@ -105,6 +105,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, text: str) -> None:
         ("--bill-delay-s inf", "billing.delay_s: expected float <= 31536000.0"),
         ("--bill-faults nan", "billing.faults.missing: expected float >= 0.0"),
         ("--config /", "--config /: Is a directory"),
+        ("--config /dev/zero", "--config /dev/zero: "),
         ("--config {latin}", "is not UTF-8"),
         ("--config {dates}", "month must be in 1..12"),
     ],
