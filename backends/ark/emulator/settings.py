@@ -171,7 +171,8 @@ def load(path: str | None, flags: dict[str, Any]) -> Settings:
         except UnicodeDecodeError as error:
             raise SettingsError(f"--config {path}: is not UTF-8") from error
         except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-99-99 read as a date
-            raise SettingsError(f"--config {path}: {error}") from error
+            what = " ".join(str(error).split())  # its marks stand on lines of their own
+            raise SettingsError(f"--config {path}: {what}") from error
         if read is not None and not isinstance(read, dict):
             raise SettingsError(f"{path}: expected names and values at the top")
         values = read or {}

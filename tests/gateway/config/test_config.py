@@ -438,5 +438,5 @@ def test_a_device_without_an_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="/dev/zero: longer than"):
         Config.load("/dev/zero", {})
     assert Config.load("/dev/null", {}) == Config()  # the positive control: not every device
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory$"):
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory$"):
         Config.load(tmp_path, {})
