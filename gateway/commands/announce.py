@@ -53,7 +53,12 @@ def add_announcement(parser: argparse.ArgumentParser, *, required: bool) -> None
         help="a tenant whose requests it may see (repeatable; default: all)",
     )  # fmt: skip
     parser.add_argument("--weight", type=float, default=1.0, help="(default: 1)")
-    parser.add_argument("--slots", type=int, help="requests at once, if the engine does not say")
+    if required:  # beside our own worker --slots is the worker's, which says itself what it has
+        parser.add_argument(
+            "--slots", type=int, help="requests at once, if the engine does not say"
+        )
+    else:
+        parser.set_defaults(slots=None)
 
 
 def announcement(

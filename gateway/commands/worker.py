@@ -21,13 +21,15 @@ PATIENCE_S = 3.0  # for taking the announcement back at the end
 
 def main(argv: Sequence[str]) -> int:
     """The worker's own options are the worker's; those of the announcement are taken out here."""
-    parser = argparse.ArgumentParser(prog="yuzui worker", add_help=False, allow_abbrev=False)
-    add_config(parser)
-    add_announcement(parser, required=False)
+    parser = announcement_parser()
     args, rest = parser.parse_known_args(argv)
     if args.announce is None:
         if "-h" in rest or "--help" in rest:
             print(_HELP)
+        elif len(rest) < len(argv):
+            # dropped, a label or a tenant would be a promise that nobody keeps
+            stray = next(arg for arg in argv if arg not in rest)
+            parser.error(f"{stray} says what is announced: add --announce URL, or leave it out")
         return worker_main(rest)
     said, redis_url = announcement(parser, args, load_config(parser, args), name=None)
     beside = _Beside(said, redis_url)
@@ -38,9 +40,18 @@ def main(argv: Sequence[str]) -> int:
         beside.stop()
 
 
+def announcement_parser() -> argparse.ArgumentParser:
+    """The options that are not the worker's. It has none of its own names: one that is in both
+    would be taken out here, and the worker would never see it."""
+    parser = argparse.ArgumentParser(prog="yuzui worker", add_help=False, allow_abbrev=False)
+    add_config(parser)
+    add_announcement(parser, required=False)
+    return parser
+
+
 _HELP = (
     "Besides what follows: --announce URL [--announce-name ID] [--redis URL] [--label LEVEL]\n"
-    "[--tenant NAME] [--weight W] [--slots N] writes the worker into the gateways' Redis, as\n"
+    "[--tenant NAME] [--weight W] [--config FILE] writes the worker into the gateways' Redis, as\n"
     "`yuzui announce` does for any engine.\n"
 )
 
