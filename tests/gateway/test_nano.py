@@ -42,7 +42,10 @@ async def test_a_drawn_picture_is_answered_truly_plain_and_streamed(
     right = 0
     async with rig(books_url, workers=[], settings={"workers": [worker_url]}) as house:
         await house.ready_worker()
-        client = openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=house.token())
+        # A tenant of its own: what the worker keeps of other tests' pictures is not for it.
+        client = openai.AsyncOpenAI(
+            base_url=f"{house.url}/v1", api_key=house.token(tenant="pictures")
+        )
         for seed in range(PICTURES):
             picture, url, question = drawn(seed)
             image = {"type": "image_url", "image_url": {"url": url}}
