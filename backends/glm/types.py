@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -24,6 +25,16 @@ class Pixels:
     grid: np.ndarray[Any, np.dtype[np.int64]]
     tokens: tuple[int, ...]
     keys: tuple[bytes, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pixels]) -> Pixels:
+        """Of at least one, in this order."""
+        return cls(
+            values=np.concatenate([part.values for part in parts]),
+            grid=np.concatenate([part.grid for part in parts]),
+            tokens=tuple(count for part in parts for count in part.tokens),
+            keys=tuple(key for part in parts for key in part.keys),
+        )
 
     @property
     def pictures(self) -> list[Picture]:

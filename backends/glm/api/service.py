@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from backends.glm.api.lanes import Lane
 from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Job, Ticket
 from backends.glm.errors import WorkerUnavailable
-from backends.glm.request.prepare import Preparer
-from backends.glm.request.prompt import PromptBuilder
+from backends.glm.request.prepare import Prepared, Preparer
+from backends.glm.request.prompt import PromptBuilder, Steps
 from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Prompt
 
-# Decoding pictures and tokenising release the interpreter lock for most of their time; more than
-# two at once would take cores from the model.
-PREPARE_THREADS = 2
+# Decoding pictures and tokenising release the interpreter lock for most of their time; more threads
+# would take cores from the model. One decodes pictures, so one is in memory decoded at a time.
+TEXT_THREADS, PICTURE_THREADS = 2, 1
+LARGE_BYTES = 256 * 1024  # of a body; one that is larger is nearly always pictures
 
 State = Literal["loading", "ok", "draining"]
 Events = asyncio.Queue[tuple[int, Event]]
@@ -106,7 +107,9 @@ class Service:
         self._inside = 0
         self._on_change = on_change
         self._mail = Mail()
-        self._prepare_pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="glm-prepare")
+        # Apart, so that a request without pictures never waits for one with.
+        self._texts = Lane("glm-texts", TEXT_THREADS)
+        self._pictures = Lane("glm-pictures", PICTURE_THREADS)
 
     @property
     def state(self) -> State:
@@ -140,7 +143,8 @@ class Service:
         """End the engine; blocks until the step that runs is over."""
         if self.serving is not None:
             self.serving.engine.stop(timeout_s)
-        self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+        self._texts.close()
+        self._pictures.close()
 
     @asynccontextmanager
     async def converse(self, raw: bytes) -> AsyncIterator[Conversation]:
@@ -152,14 +156,10 @@ class Service:
         tickets: list[Ticket] = [serving.engine.admit()]
         self._inside += 1
         try:
-            loop = asyncio.get_running_loop()
             # bounded by the request's max_tokens
             events: Events = asyncio.Queue()
-            self._mail.bind(loop)
-            names = serving.adapters.served(self.names)  # they change on the loop only
-            prepared = await loop.run_in_executor(
-                self._prepare_pool, serving.preparer.prepare, raw, names
-            )
+            self._mail.bind(asyncio.get_running_loop())
+            prepared = await self._prepare(serving, raw)
             # How many answers are wanted is known only now; the further ones need places, too.
             for _ in prepared.plans[1:]:
                 tickets.append(serving.engine.admit())
@@ -189,6 +189,21 @@ class Service:
             for ticket in tickets:
                 serving.engine.abort(ticket)
             self._on_change()
+
+    async def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
+        """All before the engine, off the loop. Whose request it is is known once it is read."""
+        preparer = serving.preparer
+        names = serving.adapters.served(self.names)  # they change on the loop only
+
+        def read() -> Steps[ChatRequest]:
+            return preparer.read(raw, names)
+            yield
+
+        lane = self._pictures if len(raw) > LARGE_BYTES else self._texts
+        request = await asyncio.wrap_future(lane.submit("", read()))
+        lane = self._pictures if request.has_pictures else self._texts
+        steps = preparer.steps(request)
+        return await asyncio.wrap_future(lane.submit(request.cache_salt, steps))
 
     def _require_serving(self) -> Serving:
         if self._draining:

@@ -16,7 +16,6 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,23 +164,17 @@ class Vision:
         picture.close()
         return small.convert("RGB")  # of grey after resizing: the channels are equal either way
 
-    def pixels(self, pictures: Iterable[Image.Image]) -> Pixels:
-        """Resize, normalise and cut into patches. Each picture is closed before the next is taken,
-        so that pictures which are decoded as they are taken are in memory one by one."""
-        values, grids, keys = [], [], []
-        for picture in pictures:
-            seen = self.fit(picture)
-            shape = f"{seen.width}x{seen.height} ".encode()
-            keys.append(hashlib.sha256(shape + seen.tobytes()).digest())
-            features = self._processor(images=[seen], do_resize=False, return_tensors="np")
-            values.append(np.asarray(features["pixel_values"], dtype=np.float32))
-            grids.append(np.asarray(features["image_grid_thw"], dtype=np.int64))
-        grid = np.concatenate(grids)
+    def pixels(self, picture: Image.Image) -> Pixels:
+        """Resize, normalise and cut into patches. The picture is closed."""
+        seen = self.fit(picture)
+        shape = f"{seen.width}x{seen.height} ".encode()
+        features = self._processor(images=[seen], do_resize=False, return_tensors="np")
+        grid = np.asarray(features["image_grid_thw"], dtype=np.int64)
         return Pixels(
-            values=np.concatenate(values),
+            values=np.asarray(features["pixel_values"], dtype=np.float32),
             grid=grid,
             tokens=tuple(int(n) for n in grid.prod(axis=1) // self._merge_area),
-            keys=tuple(keys),
+            keys=(hashlib.sha256(shape + seen.tobytes()).digest(),),
         )
 
 

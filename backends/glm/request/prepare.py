@@ -1,7 +1,7 @@
 """A request's bytes -> its prompt and one plan for each answer that is wanted.
 
 Everything that costs time before the engine: parse, check, render, decode pictures, tokenise,
-compile a grammar. Runs in a thread of its own, never on the event loop or the engine's thread.
+compile a grammar. Runs in threads of its own, never on the event loop or the engine's thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from backends.glm.answer.toolcalls import MARKERS
 from backends.glm.checkpoint.tokenizer import THINK_CLOSE, THINK_OPEN, GlmTokenizer
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.request.limits import Limits
-from backends.glm.request.prompt import PromptBuilder
+from backends.glm.request.prompt import PromptBuilder, Steps
 from backends.glm.request.protocol import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
 from backends.glm.types import Constraint, Prompt, Sampling
 
@@ -51,8 +51,9 @@ class Preparer:
     sampling: Sampling
     limits: Limits
 
-    def prepare(self, raw: bytes, names: Sequence[str]) -> Prepared:
-        """`names`: model names that are answered to; who asks for another is told the first.
+    def read(self, raw: bytes, names: Sequence[str]) -> ChatRequest:
+        """Parse and check. `names`: model names that are answered to; who asks for another is told
+        the first.
 
         Raises: WorkerError 400 or 404.
         """
@@ -67,13 +68,23 @@ class Preparer:
                 param="model",
             )
         self._check(request)
-        prompt = self.prompts.build(request)
+        return request
+
+    def steps(self, request: ChatRequest) -> Steps[Prepared]:
+        """Make its prompt and plans; a step ends after each picture and before each grammar.
+
+        Raises: WorkerError 400.
+        """
+        prompt = yield from self.prompts.steps(request)
         # A limit that is larger than what is left of the context is still only a limit: many
         # clients send the same one with every request. At the worst the answer ends with `length`.
         room = self.prompts.max_model_len - len(prompt.ids)
         max_tokens = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
-        plans = tuple(self._plan(request, prompt, max_tokens, i) for i in range(request.n))
-        return Prepared(request=request, prompt=prompt, plans=plans)
+        plans = []
+        for index in range(request.n):
+            yield
+            plans.append(self._plan(request, prompt, max_tokens, index))
+        return Prepared(request=request, prompt=prompt, plans=tuple(plans))
 
     def _check(self, request: ChatRequest) -> None:
         """What depends on this worker's limits and vocabulary. Raises: WorkerError 400."""

@@ -7,8 +7,9 @@ The template comes from the checkpoint. Text of the request passes through it hi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from backends.glm.checkpoint.tokenizer import (
     THINK_CLOSE,
@@ -26,9 +27,23 @@ from backends.glm.request.images import (
 from backends.glm.request.limits import Limits
 from backends.glm.request.messages import ImagePart, Message, TextPart
 from backends.glm.request.protocol import ChatRequest
-from backends.glm.types import Prompt, Thinking
+from backends.glm.types import Pixels, Prompt, Thinking
 
 ASSISTANT = "<|assistant|>"
+
+T = TypeVar("T")
+# Work that can be left off after each step; others have their turn there. It returns its result.
+Steps = Generator[None, None, T]
+
+
+def finish(steps: Steps[T]) -> T:
+    """All steps at once, and the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,25 +57,38 @@ class PromptBuilder:
     limits: Limits = field(default_factory=Limits)
 
     def build(self, chat: ChatRequest) -> Prompt:
-        """Render, check the context, decode the pictures, expand their places.
+        """The prompt, in one go. Raises: as `steps`."""
+        return finish(self.steps(chat))
+
+    def steps(self, chat: ChatRequest) -> Steps[Prompt]:
+        """Render, check the context, decode the pictures, expand their places. A step ends after
+        each picture's header, and between two pictures.
 
         Raises: WorkerError 400 (`invalid_image*`, `context_length_exceeded`, `invalid_prompt`).
         """
-        opened = [(open_picture(url, where), where) for url, where in self._image_urls(chat)]
+        opened = []
+        for url, where in self._image_urls(chat):
+            opened.append((open_picture(url, where), where))
+            yield
         # Checked from the headers, so that an impossible request costs no decoding.
         sizes = [picture.size for picture, _ in opened]
         self._check_pixels(sizes, [where for _, where in opened])
         self.check_length(sum(self.vision.tokens(width=w, height=h) for w, h in sizes))
         ids, begun = self._render(chat)
-        pixels = None
         if ids.count(self.image_token_id) != len(opened):
             raise bad_request(
                 "The model's chat template has no place for a picture in one of these messages.",
                 param="messages",
                 code="invalid_prompt",
             )
-        if opened:
-            pixels = self.vision.pixels(decode_picture(p, where) for p, where in opened)
+        seen: list[Pixels] = []
+        for picture, where in opened:
+            if seen:
+                yield
+            seen.append(self.vision.pixels(decode_picture(picture, where)))
+        pixels = None
+        if seen:
+            pixels = Pixels.joined(seen)
             ids = _expand(ids, self.image_token_id, pixels.tokens)
         self.check_length(len(ids))
         return Prompt(

@@ -16,7 +16,7 @@ import msgspec
 from backends.chat import REFUSED
 from backends.glm.answer.forms import Form, StructuredOutputs, Tools, read_form, read_tools
 from backends.glm.errors import WorkerError, bad_request
-from backends.glm.request.messages import Message, WireMessage, read_message
+from backends.glm.request.messages import ImagePart, Message, WireMessage, read_message
 from backends.glm.types import SamplingOverrides
 
 STOP_STRINGS_MAX = 4  # OpenAI's limit for `stop`
@@ -114,6 +114,11 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     continues: bool = False
     cache_salt: str = ""
     priority: int = 0
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any of its messages holds one."""
+        return any(isinstance(part, ImagePart) for m in self.messages for part in m.parts)
 
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)

@@ -15,9 +15,9 @@ import pytest
 from openai import AsyncOpenAI
 
 from backends.glm.api import server
-from backends.glm.api.service import Service
 from backends.glm.model.load import Checkpoint
 from backends.glm.model.runner import Runner
+from backends.glm.request.prepare import Preparer
 from tests.backends.glm.conftest import Serve, Served, data_url, picture
 from tests.backends.glm.scripted import QUEUE_LIMIT, Script
 
@@ -450,7 +450,7 @@ async def test_unexpected_errors_keep_their_shape_and_their_secrets(
     def broken(*_: object) -> None:
         raise KeyError("a secret of the prompt")
 
-    monkeypatch.setattr(Service, "_prepare", broken)
+    monkeypatch.setattr(Preparer, "read", broken)
     async with serve(Script([0])) as served, aiohttp.ClientSession(served.url) as http:
         async with http.post("/v1/chat/completions", data=b"{}") as response:
             assert response.status == 500

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -9,12 +10,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from PIL import Image
 
-from backends.glm.api.service import Events, Mail
+from backends.glm.api.service import Events, Mail, Service
 from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.events import ABORTED, Progress
 from backends.glm.model.load import Checkpoint
-from tests.backends.glm.conftest import Serve, no_adapter
+from backends.glm.request import prompt as prompt_module
+from backends.glm.request.images import decode_picture
+from tests.backends.glm.conftest import Serve, data_url, no_adapter, picture
 from tests.backends.glm.scripted import Script
 
 WAIT_S = 20
@@ -99,3 +103,74 @@ async def test_names_are_listed_where_they_change(checkpoint: Checkpoint, serve:
     ):
         assert answer.status == 200
     assert seen == [threading.current_thread()]
+
+
+class Decoding:
+    """Stands in for decoding pictures: each waits until it is let through, and says who it was."""
+
+    def __init__(self) -> None:
+        self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.order: list[int] = []
+        self.at_once = self.most = 0
+
+    def decode(self, image: Image.Image, param: str) -> Image.Image:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        self.order.append(image.width)
+        self.entered.release()
+        assert self.go.acquire(timeout=WAIT_S)
+        self.at_once -= 1
+        return decode_picture(image, param)
+
+
+def ask(tenant: str, width: int, pictures: int) -> dict[str, Any]:
+    url = {"url": data_url(picture(width, 28))}
+    parts = [{"type": "image_url", "image_url": url}] * pictures + [{"type": "text", "text": "?"}]
+    return {
+        "model": "tiny",
+        "cache_salt": tenant,
+        "messages": [{"role": "user", "content": parts}],
+    }
+
+
+async def test_pictures_keep_no_text_waiting_and_their_tenants_take_turns(
+    checkpoint: Checkpoint, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the pictures of alpha are decoded: a text of beta is answered, a picture of beta is
+    next, and those of a caller who has left are not decoded at all."""
+    decoding = Decoding()
+    monkeypatch.setattr(prompt_module, "decode_picture", decoding.decode)
+    script = Script([min(checkpoint.stop_ids)])
+    async with serve(script) as served, aiohttp.ClientSession(served.url) as http:
+
+        async def post(body: dict[str, Any]) -> int:
+            async with http.post("/v1/chat/completions", json=body) as answer:
+                return answer.status
+
+        alpha = asyncio.gather(post(ask("alpha", 30, 3)))
+        assert await asyncio.to_thread(decoding.entered.acquire, True, WAIT_S)
+        hello = {"role": "user", "content": "hi"}
+        text = {"model": "tiny", "cache_salt": "beta", "messages": [hello]}
+        assert await post(text) == 200
+        leaves = asyncio.gather(post(ask("beta", 40, 1)))
+        await in_line(served.service, 1)
+        beta = asyncio.gather(post(ask("beta", 50, 1)))
+        await in_line(served.service, 2)
+        leaves.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaves
+        await in_line(served.service, 1)
+        for _ in range(4):
+            decoding.go.release()
+        assert await asyncio.wait_for(asyncio.gather(alpha, beta), WAIT_S) == [[200], [200]]
+    # Beta's first turn was for the header of its picture.
+    assert decoding.order == [30, 30, 50, 30]
+    assert decoding.most == 1
+
+
+async def in_line(service: Service, count: int) -> None:
+    """Until so many requests of beta wait for a turn with pictures."""
+    waiting = service._pictures._turns._waiting
+    async with asyncio.timeout(WAIT_S):
+        while len(waiting.get("beta", ())) != count:  # noqa: ASYNC110 - another thread's
+            await asyncio.sleep(0.002)

@@ -22,7 +22,7 @@ SIZES = [(112, 56), (28, 28), (57, 85), (112, 56), (300, 200)]
 
 def pictures(checkpoint: Checkpoint) -> list[Picture]:
     made = [picture(w, h, seed=i) for i, (w, h) in enumerate(SIZES)]
-    return checkpoint.prompts.vision.pixels(made).pictures
+    return [p for one in made for p in checkpoint.prompts.vision.pixels(one).pictures]
 
 
 def close(ours: Encoder, theirs: Encoder, seen: list[Picture]) -> None:

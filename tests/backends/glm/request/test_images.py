@@ -130,19 +130,10 @@ def test_token_counts_before_and_after_processing_agree(
     checkpoint: Checkpoint, width: int, height: int
 ) -> None:
     vision = checkpoint.prompts.vision
-    pixels = vision.pixels([picture(width, height)])
+    pixels = vision.pixels(picture(width, height))
     assert pixels.tokens == (vision.tokens(width=width, height=height),)
     assert pixels.values.shape[0] == 4 * pixels.tokens[0]
     assert pixels.values.dtype == np.float32
-
-
-def test_several_pictures_are_the_same_as_each_alone(checkpoint: Checkpoint) -> None:
-    vision = checkpoint.prompts.vision
-    pictures = [picture(60, 60), picture(120, 40, seed=3), picture(1, 3)]
-    together = vision.pixels(p.copy() for p in pictures)
-    alone = [vision.pixels([p]) for p in pictures]
-    assert together.tokens == tuple(p.tokens[0] for p in alone)
-    assert np.array_equal(together.values, np.concatenate([p.values for p in alone]))
 
 
 @given(
@@ -177,7 +168,7 @@ def test_what_is_seen_is_what_the_processor_makes_of_the_whole_picture(
     vision = checkpoint.prompts.vision
     whole = picture(8, 8).resize((width, height)).convert(mode)
     theirs = vision._processor(images=[whole.convert("RGB")], return_tensors="np")
-    ours = vision.pixels([whole])
+    ours = vision.pixels(whole)
     assert np.array_equal(ours.values, theirs["pixel_values"])
     assert np.array_equal(ours.grid, theirs["image_grid_thw"])
 

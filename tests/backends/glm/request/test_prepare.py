@@ -9,6 +9,7 @@ from backends.glm.errors import WorkerError
 from backends.glm.model.load import Checkpoint
 from backends.glm.request.limits import Limits
 from backends.glm.request.prepare import Prepared
+from backends.glm.request.prompt import finish
 
 HELLO = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "now"}}
@@ -17,7 +18,7 @@ TOOL = {"type": "function", "function": {"name": "now"}}
 def prepare(checkpoint: Checkpoint, **fields: Any) -> Prepared:
     body = {"model": "m", "messages": [HELLO], **fields}
     preparer = checkpoint.preparer(Limits(choices_max=3))
-    return preparer.prepare(json.dumps(body).encode(), ("m", "alias"))
+    return finish(preparer.steps(preparer.read(json.dumps(body).encode(), ("m", "alias"))))
 
 
 def refused(checkpoint: Checkpoint, **fields: Any) -> WorkerError:

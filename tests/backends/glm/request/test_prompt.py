@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +63,10 @@ def test_pictures_of_several_turns_keep_their_order(checkpoint: Checkpoint, buil
     prompt = build([user((56, 28)), {"role": "assistant", "content": "a"}, user((28, 84), "b")])
     assert prompt.pixels is not None
     assert prompt.pixels.tokens == (2, 3)
+    vision = checkpoint.prompts.vision
+    alone = [vision.pixels(picture(56, 28)), vision.pixels(picture(28, 84))]
+    assert np.array_equal(prompt.pixels.values, np.concatenate([p.values for p in alone]))
+    assert prompt.pixels.keys == (*alone[0].keys, *alone[1].keys)
 
 
 def test_a_typed_image_literal_takes_no_picture(checkpoint: Checkpoint, build: Build) -> None:
@@ -223,6 +228,23 @@ def test_pictures_are_in_memory_one_by_one(
     assert build(mixed).pixels is not None
     assert len(seen) == 6
     assert all(closed(picture) for picture in seen)
+
+
+def test_others_may_have_their_turn_between_two_pictures(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+
+    def decode(picture: Image.Image, param: str) -> Image.Image:
+        nonlocal decoded
+        decoded += 1
+        return decode_picture(picture, param)
+
+    monkeypatch.setattr(prompt_module, "decode_picture", decode)
+    body = {"model": "m", "messages": [user((56, 84), (28, 28), (30, 30), "?")]}
+    steps = checkpoint.prompts.steps(parse_chat(json.dumps(body).encode()))
+    assert [decoded for _ in steps] == [0, 0, 0, 1, 2]
+    assert decoded == 3
 
 
 def test_too_many_pixels_in_all_are_refused_before_decoding(
