@@ -43,6 +43,15 @@ REFUSED = {
     "lora_path": "name the adapter in `model`",
 }
 
+# `reasoning_effort` -> whether the model thinks. GLM thinks or it does not: the lowest efforts
+# switch it off, as they do at Ark; and one word means the same wherever a request ends up.
+EFFORTS = {"none": False, "minimal": False} | dict.fromkeys(
+    ("low", "medium", "high", "xhigh", "max"), True
+)
+
+# `response_format.type`; regex, with `pattern`, is our own spelling of what all engines have.
+FORMATS = ("text", "json_object", "json_schema", "regex")
+
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of the parts of a message's content."""

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from backends.base import Call
-from backends.chat import ChatRequest, StreamOptions
+from backends.chat import EFFORTS, ChatRequest, StreamOptions
 
 _USAGE_ASKED = StreamOptions(include_usage=True)
 _encoder = msgspec.json.Encoder()
@@ -85,14 +85,40 @@ def continues(chat: ChatRequest) -> bool:
     return bool(wanted) if wanted is not None else not getattr(chat, "add_generation_prompt", None)
 
 
+# The efforts that vLLM and SGLang know. They say nothing to GLM's template beyond on and off, and
+# are passed on for a model that can tell them apart.
+_EFFORTS_ELSEWHERE = ("low", "medium", "high")
+
+
 def switch_thinking(members: dict[str, Any]) -> None:
-    """Ark's `thinking` in the words of GLM's chat template. `auto` is the template's default."""
+    """Whether the model thinks, in the one variable that GLM's chat template has for it.
+
+    The most specific spelling wins, as in our own worker: the variable itself, Ark's `thinking`
+    (`auto` is the template's default), `reasoning_effort`.
+    """
     thinking = members.pop("thinking", None)
-    if not thinking or thinking.get("type") == "auto":
-        return
+    effort = members.pop("reasoning_effort", None)
     kwargs = dict(members.get("chat_template_kwargs") or {})
-    kwargs.setdefault("enable_thinking", thinking["type"] == "enabled")
-    members["chat_template_kwargs"] = kwargs
+    if kwargs.get("enable_thinking") is None:
+        if thinking and thinking.get("type") != "auto":
+            kwargs["enable_thinking"] = thinking["type"] == "enabled"
+        elif effort is not None:
+            kwargs["enable_thinking"] = EFFORTS.get(effort, True)
+    if kwargs:
+        members["chat_template_kwargs"] = kwargs
+    if effort in _EFFORTS_ELSEWHERE and kwargs.get("enable_thinking"):
+        members["reasoning_effort"] = effort
+
+
+def pattern_asked(members: dict[str, Any]) -> str | None:
+    """Takes a `response_format` of type regex out and gives its pattern: neither vLLM nor SGLang
+    has that form under this name."""
+    asked = members.get("response_format")
+    if not isinstance(asked, dict) or asked.get("type") != "regex":
+        return None
+    del members["response_format"]
+    pattern: str | None = asked.get("pattern")
+    return pattern
 
 
 def changed(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:

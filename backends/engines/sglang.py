@@ -1,8 +1,9 @@
 """SGLang (its OpenAI server, v0.4.9 and later).
 
-    thinking              chat_template_kwargs.enable_thinking
+    thinking, effort      chat_template_kwargs.enable_thinking
     a prefix of the answer  continue_final_message alone: it has no add_generation_prompt
-    structured_outputs    (vLLM's words) regex, or response_format with a JSON Schema
+    structured_outputs    (vLLM's words) regex, or response_format with a JSON Schema; a
+                          response_format of type regex is `regex`, too
     cache_salt            parts its prefix cache between tenants and labels
     priority              needs a scheduler that runs by it, and its direction is a flag: never sent
     stop information      matched_stop; everybody else says stop_reason
@@ -24,6 +25,7 @@ from backends.engines.dialect import (
     choices_of,
     continues,
     from_members,
+    pattern_asked,
     rename,
     sent,
     switch_thinking,
@@ -54,6 +56,8 @@ class Sglang:
 
 
 def _structured(members: dict[str, Any]) -> None:
+    if (pattern := pattern_asked(members)) is not None:
+        members["regex"] = pattern
     asked = members.pop("structured_outputs", None)
     if not asked:
         return

@@ -1,7 +1,8 @@
 """vLLM (its OpenAI server, v0.9 and later).
 
     tool_choice           its default is none, also when tools are given: OpenAI's auto is said
-    thinking              chat_template_kwargs.enable_thinking
+    thinking, effort      chat_template_kwargs.enable_thinking
+    response_format regex structured_outputs.regex
     a prefix of the answer  continue_final_message, and add_generation_prompt must be false then
     cache_salt            parts its prefix cache between tenants and labels
     priority              an error unless its scheduler runs by priority: never sent
@@ -21,6 +22,7 @@ from backends.engines.dialect import (
     choices_of,
     continues,
     from_members,
+    pattern_asked,
     rename,
     sent,
     switch_thinking,
@@ -37,6 +39,8 @@ class Vllm:
         if chat.tools and chat.tool_choice is None:
             members["tool_choice"] = "auto"
         switch_thinking(members)
+        if (pattern := pattern_asked(members)) is not None:
+            members["structured_outputs"] = {"regex": pattern}
         if continues(chat):
             members |= {"continue_final_message": True, "add_generation_prompt": False}
         for message in members["messages"]:

@@ -9,7 +9,8 @@ from backends.engines.dialect import encoded, sent, with_members
 
 
 class Plain:
-    """An OpenAI-compatible server of which nothing more is known: it is sent what OpenAI knows."""
+    """An OpenAI-compatible server of which nothing more is known: it is sent the common form, that
+    is OpenAI's with whatever the caller added to it."""
 
     name = "openai"
     ours = False

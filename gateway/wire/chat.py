@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from backends.chat import REFUSED, ChatRequest
+from backends.chat import EFFORTS, FORMATS, REFUSED, ChatRequest, StructuredOutputs
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
 
@@ -72,10 +72,11 @@ class ChatDialect:
             ) from None
         _refuse(wire)
         check(wire)
+        structured = _schema_read(wire.structured_outputs)
         metadata = {} if wire.metadata is msgspec.UNSET else wire.metadata or {}
         label = None if wire.metadata is msgspec.UNSET else _label(body, metadata)
         wants_usage = bool(wire.stream_options and wire.stream_options.include_usage)
-        chat = msgspec.structs.replace(wire, **_OURS)
+        chat = msgspec.structs.replace(wire, **_OURS, structured_outputs=structured)
         return Asked(chat=chat, label=label, wants_usage=wants_usage, metadata=metadata)
 
     def answer(self, body: bytes) -> bytes:
@@ -144,6 +145,9 @@ def _check_forms(chat: ChatRequest) -> None:
             text = "logit_bias maps token ids to numbers"
             raise GatewayError(400, "invalid_value", text, param="logit_bias")
         _bounded("logit_bias", value, -LOGIT_BIAS_ABS_MAX, LOGIT_BIAS_ABS_MAX)
+    if chat.reasoning_effort is not None and chat.reasoning_effort not in EFFORTS:
+        text = f"reasoning_effort must be one of {', '.join(EFFORTS)}"
+        raise GatewayError(400, "invalid_value", text, param="reasoning_effort")
     structured = chat.structured_outputs
     for name in ("tools", "tool_choice", "response_format"):
         _shallow(name, getattr(chat, name))
@@ -156,6 +160,58 @@ def _check_forms(chat: ChatRequest) -> None:
         if form is not None:
             size = len(msgspec.json.encode(form))
             _bounded(f"the size of {name} in bytes", size, 0, FORM_BYTES_MAX, param=name)
+    _check_format(chat.response_format, structured)
+
+
+def _check_format(wanted: Any, structured: StructuredOutputs | None) -> None:
+    """One form at most, and one that everybody here knows: engines differ in what they make of
+    others, and some ignore them."""
+    if structured is not None:
+        if wanted not in (None, {"type": "text"}):
+            text = "give either response_format or structured_outputs, not both"
+            raise GatewayError(400, "invalid_value", text, param="structured_outputs")
+        fields = structured.__struct_fields__
+        if sum(getattr(structured, name) is not None for name in fields) != 1:
+            text = f"structured_outputs takes exactly one of {', '.join(fields)}"
+            raise GatewayError(400, "invalid_value", text, param="structured_outputs")
+    if wanted is None:
+        return
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in FORMATS:
+        text = f"response_format.type must be one of {', '.join(FORMATS)}"
+        raise GatewayError(400, "invalid_value", text, param="response_format.type")
+    inner = wanted.get("json_schema")
+    if kind == "json_schema" and not (
+        isinstance(inner, dict) and isinstance(inner.get("schema"), dict)
+    ):
+        param = "response_format.json_schema.schema"
+        raise GatewayError(
+            400, "invalid_value", f"{param} must be a JSON Schema object", param=param
+        )
+    if kind == "regex" and not (isinstance(wanted.get("pattern"), str) and wanted["pattern"]):
+        param = "response_format.pattern"
+        raise GatewayError(
+            400, "invalid_value", f"{param} must be a regular expression", param=param
+        )
+
+
+def _schema_read(structured: StructuredOutputs | None) -> StructuredOutputs | None:
+    """vLLM also takes the schema as JSON text; here it is an object from now on."""
+    if structured is None or structured.json is None:
+        return structured
+    schema = structured.json
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            schema = None
+    if not isinstance(schema, dict):
+        param = "structured_outputs.json"
+        raise GatewayError(
+            400, "invalid_value", f"{param} must be a JSON Schema object", param=param
+        )
+    _shallow("structured_outputs", schema)
+    return msgspec.structs.replace(structured, json=schema)
 
 
 def _label(body: bytes, metadata: dict[str, Any]) -> object:

@@ -158,8 +158,19 @@ class Engine(ABC):
     reasoning = ""  # the member that carries it
     full: tuple[str, str] = ("", "")  # type and text of the error of a full queue
 
+    efforts: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("text", "json_object", "json_schema", "structural_tag")
+
     def problem(self, body: dict[str, Any]) -> tuple[int, str, str, str | None] | None:
         """Status, type, text and field of what is wrong with a request."""
+        form = (body.get("response_format") or {"type": "text"}).get("type")
+        if form not in self.formats:
+            return 400, "BadRequestError", f"Unknown response_format type {form}", "response_format"
+        if body.get("reasoning_effort", "low") not in self.efforts:
+            text = f"Input should be one of {self.efforts}"
+            return 400, "BadRequestError", text, "reasoning_effort"
+        if "thinking" in body:  # ignored by the engines, which is worse: it fails here
+            return 400, "BadRequestError", "test: a word of Ark's", "thinking"
         asked = len(json.dumps(body["messages"])) // 4 + (body.get("max_tokens") or 16)
         if body.get("model") not in (MODEL, *self.adapters):
             return 404, "NotFoundError", f"The model `{body.get('model')}` does not exist.", None
@@ -194,6 +205,7 @@ class Vllm(Engine):
     name = "vllm"
     reasoning = "reasoning"
     full = ("Service Unavailable", "The server is at capacity, try again later.")
+    efforts = ("none", "low", "medium", "high")
     old = False  # the names of the v0 engine's metrics
 
     def more_routes(self, app: web.Application) -> None:
@@ -208,6 +220,12 @@ class Vllm(Engine):
             return 400, "BadRequestError", text, None
         if any("reasoning_content" in message for message in body["messages"]):
             return 400, "BadRequestError", "test: the old name", "messages"
+        forms = (body.get("structured_outputs") or {"": 0}).values()
+        if sum(value is not None for value in forms) != 1:
+            text = "You must use one kind of structured outputs constraint"
+            return 400, "BadRequestError", text, "structured_outputs"
+        if "regex" in body:
+            return 400, "BadRequestError", "test: a word of another engine", "regex"
         return super().problem(body)
 
     def too_long(self, asked: int) -> tuple[int, str, str, str | None]:
@@ -256,6 +274,7 @@ class Sglang(Engine):
     name = "sglang"
     reasoning = "reasoning_content"
     full = ("HTTPStatus.SERVICE_UNAVAILABLE", "The request queue is full.")
+    efforts = ("none", "low", "medium", "high")
 
     def more_routes(self, app: web.Application) -> None:
         app.router.add_get("/v1/loads", self._loads)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from backends.chat import StructuredOutputs
 from backends.glm.errors import WorkerError, bad_request
 
 TOOLS_MAX = 128  # OpenAI's limit
@@ -49,15 +50,6 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     offered: tuple[Tool, ...] = ()
     forced: tuple[str, ...] = ()
     parallel: bool = True
-
-
-class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """vLLM's `structured_outputs`; exactly one member is set."""
-
-    json: dict[str, Any] | str | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    json_object: bool | None = None
 
 
 def read_form(

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from backends.chat import REFUSED
-from backends.glm.answer.forms import Form, StructuredOutputs, Tools, read_form, read_tools
+from backends.chat import EFFORTS, REFUSED, StructuredOutputs
+from backends.glm.answer.forms import Form, Tools, read_form, read_tools
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.request.messages import ImagePart, Message, WireMessage, read_message
 from backends.glm.types import SamplingOverrides
@@ -28,11 +28,6 @@ TOP_LOGPROBS_MAX = 20  # OpenAI's
 DEFAULT_MAX_TOKENS = 1024  # a full answer with some thinking; a runaway one ends within a minute
 TEMPERATURE_MAX = 2.0  # OpenAI's range; above it the text is noise
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1  # what JSON integers of the SDKs and torch both accept
-
-# GLM thinks or it does not: the lowest efforts switch it off, as Ark does with the same names.
-_EFFORTS = {"none": False, "minimal": False} | dict.fromkeys(
-    ("low", "medium", "high", "xhigh", "max"), True
-)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -272,11 +267,11 @@ def _enable_thinking(body: _Fields) -> bool | None:
         return body.thinking.type == "enabled"
     if body.reasoning_effort is None:
         return None
-    if body.reasoning_effort not in _EFFORTS:
+    if body.reasoning_effort not in EFFORTS:
         raise bad_request(
-            f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}.", param="reasoning_effort"
+            f"`reasoning_effort` must be one of {', '.join(EFFORTS)}.", param="reasoning_effort"
         )
-    return _EFFORTS[body.reasoning_effort]
+    return EFFORTS[body.reasoning_effort]
 
 
 def _continues(body: _Fields, messages: tuple[Message, ...]) -> bool:

@@ -85,7 +85,11 @@ GOOD: dict[str, dict[str, Any]] = {
     "one stop": {"stop": "\n"},
     "a schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
     "thinking": {"thinking": {"type": "disabled"}, "reasoning_effort": "low"},
-    "a tree of the allowed depth": {"response_format": json.loads(nested(JSON_DEPTH_MAX))},
+    "a tree of the allowed depth": {"tools": [{"x": json.loads(nested(JSON_DEPTH_MAX - 2))}]},
+    "a pattern": {"response_format": {"type": "regex", "pattern": "a+"}},
+    "a form, and none": {
+        "response_format": {"type": "text"}, "structured_outputs": {"choice": ["a"]},
+    },
 }  # fmt: skip
 
 
@@ -132,6 +136,20 @@ def test_the_same_fields_switched_off_pass_and_are_not_sent_on() -> None:
 
 
 FORM_BOUNDS: list[tuple[dict[str, Any], str]] = [
+    ({"reasoning_effort": "banana"}, "reasoning_effort"),
+    ({"response_format": "json"}, "response_format.type"),
+    ({"response_format": {"type": "banana"}}, "response_format.type"),
+    ({"response_format": {"type": []}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "regex"}}, "response_format.pattern"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": []}}, "structured_outputs.json"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+    ),
     ({"structured_outputs": {"ebnf": "x"}}, "structured_outputs"),
     (
         {"structured_outputs": {"json": json.loads(nested(JSON_DEPTH_MAX + 1))}},
@@ -156,6 +174,12 @@ FORM_BOUNDS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "param"), FORM_BOUNDS)
 def test_what_engines_compile_and_count_is_bounded(fields: dict[str, Any], param: str) -> None:
     assert refused(body(**fields)).param == param
+
+
+def test_a_schema_may_be_given_as_text() -> None:
+    asked = read(body(structured_outputs={"json": '{"type":"object"}'}))
+    assert asked.chat.structured_outputs is not None
+    assert asked.chat.structured_outputs.json == {"type": "object"}
 
 
 def test_what_workers_understand_is_sent_on_as_it_came() -> None:
@@ -222,7 +246,8 @@ LABELS: dict[str, tuple[str, object]] = {
     "escaped": ('"metadata":{"s\\u0065nsitivity":"sensitive"}', "sensitive"),
     "also in a schema": (
         '"metadata":{"sensitivity":"public"},"tools":[{"sensitivity":"sensitive"}]', "public"),
-    "only in a schema": ('"metadata":{},"response_format":{"sensitivity":"sensitive"}', None),
+    "only in a schema": (
+        '"metadata":{},"response_format":{"type":"text","sensitivity":"sensitive"}', None),
     "deeper in": ('"metadata":{"a":{"sensitivity":"public"}}', None),
     "repeated alike": ('"metadata":{"sensitivity":"public","sensitivity":"public"}', "public"),
     "repeated": (
