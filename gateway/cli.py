@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found is None:
         print(f"yuzui: there is no command {name!r}\n\n{_help()}", file=sys.stderr)
         return 2
+    if wrong := next((arg for arg in rest if not _is_text(arg)), None):
+        print(f"yuzui {name}: the argument {wrong[:80]!r} is no text in UTF-8", file=sys.stderr)
+        return 2
     sys.argv[0] = f"yuzui {name}"  # what argparse shows as the program's name
     try:
         code = int(importlib.import_module(found[0]).main(rest))
@@ -69,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         print(f"yuzui {name}: {error}", file=sys.stderr)
         return 1
+
+
+def _is_text(argument: str) -> bool:
+    """Bytes that are not UTF-8 arrive as lone surrogates, and fail wherever they are written."""
+    return "\0" not in argument and not any("\ud800" <= char <= "\udfff" for char in argument)
 
 
 def _nobody_reads() -> int:

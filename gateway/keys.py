@@ -251,12 +251,13 @@ def issue(
     """
     if not 0 < ttl_s <= TTL_S_MAX:
         raise ValueError(f"a token of {ttl_s} s is refused; 1 to {TTL_S_MAX} are possible")
-    for name in (tenant, *([] if org is None else [org])):
+    for what, name in (("tenant", tenant), *([] if org is None else [("org", org)])):
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a name: letters, digits, . _ @ and -, at most 128")
+            wanted = "letters, digits, . _ @ and -, at most 128"
+            raise ValueError(f"{what} {name[:140]!r} is not a name: {wanted}")
     for scope in budgets:
         if not SCOPE.fullmatch(scope):
-            raise ValueError(f"{scope!r} is not a budget scope such as team:search")
+            raise ValueError(f"budget {scope[:140]!r} is not a scope such as team:search")
     now = int(time.time() if now_s is None else now_s)
     claims: dict[str, object] = {
         "iss": issuer,

@@ -103,7 +103,9 @@ class _Budgets:
         now_s = time.time()
         old = self._find(await self._ledger.budgets(now_s), asked.scope, period)
         zone = asked.zone or (old.zone if old is not None else self._gateway.config.timezone)
-        start_day = asked.start_day or (old.start_day if old is not None else 1)
+        start_day = asked.start_day
+        if start_day is None:  # 0 is one that is wrong
+            start_day = old.start_day if old is not None else 1
         try:
             await self._ledger.set_budget(
                 asked.scope,

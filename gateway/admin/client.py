@@ -30,6 +30,7 @@ class AdminClient:
         data = DataDir(config.data_dir)
         running = data.running()
         host = "127.0.0.1" if config.admin_host == "0.0.0.0" else config.admin_host  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
         self._url = running.admin_url if running else f"http://{host}:{config.admin_port}"
         given = config.admin_token
         self._token = given.reveal() if given else data.admin_token()
@@ -61,7 +62,11 @@ class AdminClient:
         target = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else msgspec.json.encode(body)
         try:
-            headers = {"Authorization": f"Bearer {self._token}", ACTOR_HEADER: self.actor}
+            # As bytes: a name may be a Chinese one, and http.client would write Latin-1.
+            headers: dict[str, str | bytes] = {
+                "Authorization": f"Bearer {self._token}",
+                ACTOR_HEADER: self.actor.encode(),
+            }
             connection.request(method, target, body=data, headers=headers)
             response = connection.getresponse()
             if response.status != 200:

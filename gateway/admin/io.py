@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from aiohttp import web
 from gateway.errors import GatewayError
 
 T = TypeVar("T")
+MOMENT_MS_MAX = 253_402_214_400_000  # 9999-12-31: no calendar here knows a later one
 ACTOR_HEADER = "x-yuzui-actor"
 
 
@@ -31,11 +33,10 @@ def moment(request: web.Request, name: str) -> int | None:
     value = request.query.get(name)
     if value is None:
         return None
-    try:
-        return int(value)
-    except ValueError:
-        text = f"{name} must be milliseconds since 1970, got {value!r}"
-        raise GatewayError(400, "invalid_value", text, param=name) from None
+    if not re.fullmatch("[0-9]{1,15}", value) or int(value) > MOMENT_MS_MAX:
+        text = f"{name} must be milliseconds since 1970, got {value[:80]!r}"
+        raise GatewayError(400, "invalid_value", text, param=name)
+    return int(value)
 
 
 def actor(request: web.Request) -> str:

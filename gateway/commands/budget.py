@@ -123,6 +123,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
             each.add_argument("--by", metavar="NAME", help="who does it (default: your account)")
     args = parser.parse_args(argv)
     args.by = getattr(args, "by", None)
+    if args.by is not None and not (0 < len(args.by) <= 128 and args.by.isprintable()):
+        parser.error("--by takes 1 to 128 characters that can be printed")
     return parser, args
 
 
@@ -140,7 +142,7 @@ def _act(args: argparse.Namespace, client: AdminClient) -> list[dict[str, Any]]:
     else:
         body: dict[str, Any] = dict(_named(args))
         if args.act == "raise":
-            body["add_nano"] = nano(args.by_cny)
+            body["add_nano"] = _amount("--by-cny", args.by_cny)
         found = client.call("POST", f"/admin/budgets/{args.act}", body=body)
     return found
 
@@ -155,13 +157,19 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     if args.soft is not None:
         options["soft"] = [] if args.soft == ["none"] else [_soft(text) for text in args.soft]
     if args.alert_at is not None:
-        options["alerts"] = [_percent(text) for text in args.alert_at.split(",") if text]
+        options["alerts"] = [
+            _percent("--alert-at", text) for text in args.alert_at.split(",") if text
+        ]
     if args.soft_only or args.hard:
         options["hard"] = args.hard
     for name in ("pace", "forecast"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    asked = {"scope": args.scope, "limit_nano": nano(args.limit_cny), "period": args.period}
+    asked = {
+        "scope": args.scope,
+        "limit_nano": _amount("--limit-cny", args.limit_cny),
+        "period": args.period,
+    }
     return {**asked, "zone": args.zone, "start_day": args.start_day, "options": options}
 
 
@@ -169,15 +177,23 @@ def _soft(text: str) -> dict[str, Any]:
     percent, colon, steer = text.partition(":")
     if not colon or steer not in list(Steer):
         known = ", ".join(Steer)
-        raise ValueError(f"{text!r} is not PERCENT:ACTION such as 80:prefer_local ({known})")
-    return {"at_percent": _percent(percent), "steer": steer}
+        raise ValueError(f"--soft {text!r} is not PERCENT:ACTION such as 80:prefer_local ({known})")
+    return {"at_percent": _percent("--soft", percent), "steer": steer}
 
 
-def _percent(text: str) -> int:
+def _percent(flag: str, text: str) -> int:
     try:
         return int(text.strip().removesuffix("%"))
     except ValueError:
-        raise ValueError(f"{text!r} is not a whole number of percent") from None
+        raise ValueError(f"{flag}: {text!r} is not a whole number of percent") from None
+
+
+def _amount(flag: str, text: str) -> int:
+    """`nano` of a flag's value. Raises ValueError that names the flag."""
+    try:
+        return nano(text)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
 
 
 def nano(text: str) -> int:

@@ -19,6 +19,7 @@ from gateway.archive.books import BooksError, marks_of, open_books
 from gateway.archive.extra import ExtraMissing
 from gateway.archive.layout import parse_id
 from gateway.commands.options import add_config, load_config
+from gateway.commands.report import FIRST_YEAR, LAST_YEAR
 from gateway.commands.tables import table
 from gateway.config import Config
 from gateway.ledger.rows import Row
@@ -124,9 +125,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-11-25") from None
+        day = date.min
+    if not FIRST_YEAR <= day.year <= LAST_YEAR:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a day such as 2026-11-25")
+    return day
 
 
 def _nano(text: str) -> int:

@@ -23,6 +23,7 @@ from gateway.config import Config
 from gateway.reports.report import GROUPS
 from policies.budget import cny
 
+FIRST_YEAR, LAST_YEAR = 1971, 9998  # midnights that every time zone has
 _COLUMNS = ("requests", "tokens_in", "tokens_out", "cost_cny", "saved_cny", "unreconciled")
 
 
@@ -113,6 +114,9 @@ def day_range(args: argparse.Namespace, config: Config) -> dict[str, int]:
                 start = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=zone)
             except ValueError:
                 raise ValueError(f"--{name} {day!r} is not a day such as 2026-11-01") from None
+            if not FIRST_YEAR <= start.year <= LAST_YEAR:
+                wanted = f"a day from {FIRST_YEAR} to {LAST_YEAR}"
+                raise ValueError(f"--{name} {day!r} is not {wanted}, and there are no rows then")
             found[name] = int(start.timestamp() * 1000)
     if len(found) == 2 and found["since"] >= found["until"]:
         raise ValueError(f"--since {args.since} is not before --until {args.until}")

@@ -115,6 +115,8 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
         parser.error("--time-scale is 1 or more")
     if args.slots is not None and args.slots < 1:
         parser.error("--slots is 1 or more")
+    if args.wait_s is not None and not 0 <= args.wait_s <= 86_400:
+        parser.error("--wait-s is 0 to 86400 seconds")
     if args.from_ == "article" and (args.html or args.png):
         parser.error("--html and --png show the traffic of the ledger; the article is a table")
     return args, None if args.from_ == "article" else load_config(parser, args)
@@ -160,8 +162,6 @@ def _context(args: argparse.Namespace, config: Config, slots: int) -> Context:
         except ValueError:
             raise ValueError(f"--bought {args.bought!r} is not a day such as 2026-11-01") from None
     wait_s = config.limits.ttft_interactive_s if args.wait_s is None else args.wait_s
-    if not 0 <= wait_s <= 86_400:
-        raise ValueError("--wait-s is 0 to 86400 seconds")
     return Context(
         server=server_of(config, slots),
         zone=config.timezone,

@@ -7,6 +7,7 @@ the books are still open.
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
 import os
 import shlex
@@ -269,17 +270,28 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# The port is taken, or below 1024 and not for this user; anything else is wrong with the host.
+_OF_THE_PORT = (errno.EADDRINUSE, errno.EACCES)
+
+
 def _check_free(host: str, port: int) -> None:
     """Raises StartFailed when the port is taken: better now than in a child's log."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            text = f"port {port} of {host} cannot be used: {error.strerror}"
-            raise StartFailed(f"{text}; set YUZUI_PORT and YUZUI_ADMIN_PORT to free ones") from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: `a..b` is no name
+            why = error.strerror if isinstance(error, OSError) else "no such name"
+            text = f"port {port} of {host} cannot be used: {why}"
+            remedy = "set YUZUI_PORT and YUZUI_ADMIN_PORT to free ones"
+            if not isinstance(error, OSError) or error.errno not in _OF_THE_PORT:
+                remedy = "set YUZUI_HOST and YUZUI_ADMIN_HOST to addresses of this machine"
+            raise StartFailed(f"{text}; {remedy}") from None
 
 
 def _reachable(host: str) -> str:
     """A host to connect to, for one to listen on."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

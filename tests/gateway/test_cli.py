@@ -26,6 +26,25 @@ def test_help_lists_every_command() -> None:
         assert text in done.stdout
 
 
+@pytest.mark.parametrize("argument", ["\udcff", "--tenant=\udce9", "a\0b"])
+@pytest.mark.parametrize("command", ["row", "report", "token", "worker"])
+def test_an_argument_that_is_no_text_is_refused_by_name(
+    command: str, argument: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell passes on any bytes; those that are not UTF-8 come as lone surrogates."""
+    assert cli.main([command, argument]) == 2
+    said = capsys.readouterr().err
+    assert said == f"yuzui {command}: the argument {argument!r} is no text in UTF-8\n"
+
+
+def test_bytes_on_a_real_command_line_end_in_a_line() -> None:
+    command = [sys.executable, "-m", "gateway.cli", "row", b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"yuzui row: the argument 'caf")
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_every_command_explains_itself() -> None:
     """In one fresh process, as a newcomer would ask them one after the other."""
     code = (

@@ -70,6 +70,7 @@ async def test_what_cannot_be_done_is_said(books_url: str) -> None:
             ({**good, "period": "year"}, "minute, hour, day, week, month, total"),
             ({**good, "scope": "t"}, "kind:name"),
             ({**good, "period": "day", "start_day": 2}, "day 1 to 1"),
+            ({**good, "start_day": 0}, "day 1 to 28, not 0"),
             ({**good, "limit_nano": -1}, "a limit is"),
             ({**good, "zone": "Mars"}, "time zone"),
             ({**good, "options": {"pace": True}}, "at least one"),

@@ -77,6 +77,17 @@ def test_what_is_sent_and_who_sends_it(
     assert list(asks.lines("/lines", query={})) == [b"a\n", b"b\n"]
 
 
+def test_whoever_asks_may_have_a_name_in_any_script(tmp_path: Path, port: int) -> None:
+    asks = client(tmp_path, port)
+    asks.actor = "李冰"  # who built the levee
+    asks.call("PUT", "/x", body={})
+    assert Port.seen[0]["actor"].encode("latin-1").decode() == "李冰"
+
+
+def test_an_address_of_ipv6_stands_in_brackets(tmp_path: Path) -> None:
+    assert client(tmp_path, 8081, admin_host="::1")._url == "http://[::1]:8081"
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [("/no", "^not you$"), ("/odd", "is not a Yuzui admin port"), ("/list", "is not a Yuzui")],

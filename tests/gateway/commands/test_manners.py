@@ -34,7 +34,10 @@ ASKS_REDIS = [
 WRONG = [
     "token issue --tenant a --ttl soon", "token issue --tenant a --model=",
     "budget set backend:cloud --limit-cny lots", "budget raise backend:cloud --by-cny -1",
-    "budget set backend:cloud --limit-cny 1 --soft 80", "report --since soon", "report --until=",
+    "budget set backend:cloud --limit-cny 1 --soft 80", "budget freeze backend:cloud --by=",
+    "report --until 0001-01-01", "report --since 9999-12-31", "reconcile --day 9999-12-31",
+    "tco --wait-s nan", "tco --wait-s -1", "worker --port 99999", "ark-emulator --port 99999",
+    "report --since soon", "report --until=",
     "report --since 2026-11-02 --until 2026-11-01", "tco --slots 0", "tco --slots -1",
     "archive export -o x.doc", "archive export --since soon", "archive query=", "archive forget",
     "archive forget --tenant= --yes", "explain --image big", "explain --deadline-ms 0",
@@ -90,6 +93,26 @@ def test_what_is_asked_wrongly_is_code_2(argv: str, capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert f"yuzui {argv.split()[0]}" in said.err
     assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("budget set backend:cloud --limit-cny lots", "--limit-cny: 'lots' is not an amount"),
+        ("budget raise backend:cloud --by-cny nan", "--by-cny: 'nan' is not an amount"),
+        ("budget set backend:cloud --limit-cny 1 --alert-at x", "--alert-at: 'x' is not a whole"),
+        ("budget set backend:cloud --limit-cny 1 --soft x:cheaper", "--soft: 'x' is not a whole"),
+        ("token issue --tenant a/b", "tenant 'a/b' is not a name"),
+        ("token issue --tenant a --org=", "org '' is not a name"),
+        ("token issue --tenant a --budget x", "budget 'x' is not a scope"),
+        ("report --since 0001-01-01", "--since '0001-01-01' is not a day from 1971 to 9998"),
+    ],
+)
+def test_what_is_wrong_names_its_flag(
+    argv: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [*ASKS_A_GATEWAY[:-1], "token issue --tenant a"])

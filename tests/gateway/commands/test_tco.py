@@ -84,7 +84,6 @@ def test_archived_rows_are_studied_too(
         (["--servers", "0"], "from 1 to 1000"),
         (["--bought", "soon"], "--bought 'soon'"),
         (["--token-ms", "-1"], "--token-ms '-1'"),
-        (["--wait-s", "-2"], "--wait-s"),
         (["--since", "soon"], "--since 'soon'"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 
 from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.data_dir import DataDir
+from gateway.machine.stack import StartFailed, _check_free, _reachable
 from tests.ports import free_port
 
 PATIENCE_S = 60.0
@@ -211,3 +213,36 @@ def test_serve_refuses_to_start_without_a_key(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "no verification key" in done.stderr
+
+
+# ------------------------------------------------------------------ addresses
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"),  # noqa: S104
+     ("::1", "[::1]")],
+)  # fmt: skip
+def test_where_a_listener_is_reached(host: str, address: str) -> None:
+    assert _reachable(host) == address
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_none_name_what_to_set() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(StartFailed, match="in use; set YUZUI_PORT"):
+            _check_free("127.0.0.1", other.getsockname()[1])
+    for host in ("a..b", "192.0.2.1"):
+        with pytest.raises(StartFailed, match="set YUZUI_HOST and YUZUI_ADMIN_HOST to addresses"):
+            _check_free(host, 0)
+    _check_free("127.0.0.1", 0)
+
+
+def test_a_port_of_ipv6_is_looked_at_as_one() -> None:
+    try:
+        other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    with other:
+        with pytest.raises(StartFailed, match="in use; set YUZUI_PORT"):
+            _check_free("::1", other.getsockname()[1])
+    _check_free("::1", 0)
