@@ -127,10 +127,14 @@ class MatrixMaker:
 
 
 def packs(weight: Any) -> bool:
-    """Whether a weight is worth packing, where oneDNN can."""
+    """Whether a weight is worth packing, where oneDNN can: for bfloat16 it refuses on a CPU that
+    has neither AVX-512 nor avx_ne_convert."""
     return (
         weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
+        and (
+            weight.dtype is torch.float32
+            or (weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
         and weight.numel() >= PACKED_ELEMENTS_MIN
         and torch.backends.mkldnn.is_available()
     )

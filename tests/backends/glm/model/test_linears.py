@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +43,32 @@ def test_large_matrices_are_packed_and_small_ones_not(monkeypatch: pytest.Monkey
     assert not packs(torch.zeros(8, 7))
     assert not packs(torch.zeros(8, 8, dtype=torch.float64))
     assert not packs(torch.zeros(8, 8, device="meta"))
+
+
+ON_ANY_CPU = """
+import torch
+from torch import nn
+from backends.glm.model import linears
+linears.PACKED_ELEMENTS_MIN = 1
+for dtype in (torch.float32, torch.bfloat16):
+    module = nn.Linear(32, 16, dtype=dtype)
+    x = torch.randn(3, 32, dtype=dtype)
+    with torch.inference_mode():
+        made = linears.MatrixMaker()("out", [module])
+        assert torch.allclose(made(x), module(x), atol=1e-5 if dtype is torch.float32 else 0.05)
+    print(type(made).__name__)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86 processors")
+def test_a_processor_without_avx512_computes_too() -> None:
+    """oneDNN packs no bfloat16 there."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ANY_CPU], capture_output=True, text=True,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["PackedLinear", "PlainLinear"]
 
 
 @pytest.mark.parametrize("smallest", [1, 10**9])
