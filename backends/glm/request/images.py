@@ -31,6 +31,10 @@ IMAGE_BYTES_MAX = 20 * 1024 * 1024  # OpenAI's and most engines' limit for one p
 IMAGE_PIXELS_MAX = 36_000_000  # 108 MB as RGB; a 6000 x 6000 scan still passes
 IMAGE_ASPECT_MAX = 200  # GLM's own processor refuses more
 
+# Modes of Pillow whose values are bytes, or bits that it makes bytes of.
+_EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # a PNG's grey of two or four bits -> of eight
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLimits:
@@ -86,10 +90,11 @@ def decode_picture(picture: Image.Image, param: str) -> Image.Image:
     Raises: WorkerError 400 with code `invalid_image` when the data is broken or cut off.
     """
     try:
+        _scale_transparent_colour(picture)  # before anything makes Pillow decode
         # In place: without, Pillow copies a picture that is upright already.
         ImageOps.exif_transpose(picture, in_place=True)
-        decoded = _opaque(picture)
-    except MemoryError:
+        decoded = _opaque(picture, param)
+    except (MemoryError, WorkerError):
         raise
     except Exception:  # as in open_picture: a broken file must never look like our own failure
         raise _bad_image("The picture's data is broken or cut off.", param) from None
@@ -98,14 +103,41 @@ def decode_picture(picture: Image.Image, param: str) -> Image.Image:
     return decoded
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
+def _opaque(picture: Image.Image, param: str) -> Image.Image:
+    picture.load()
+    if picture.mode == "I;16":
+        return _eight_bits(picture)
+    if picture.mode not in _EIGHT_BITS:
+        raise _bad_image("The picture must have 8 or 16 bits in each channel.", param)
     if picture.has_transparency_data:
         # Plain conversion shows hidden colours, mostly black, behind black text.
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    picture.load()
     return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits: the upper eight, as decoders do for colours. Pillow's own conversion makes
+    everything above 255 white."""
+    values = np.asarray(picture)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _scale_transparent_colour(picture: Image.Image) -> None:
+    """The one transparent colour of a PNG, from the file's depth to that of the decoded pixels: it
+    is compared with them, and Pillow leaves it as it stands in the file."""
+    colour = picture.info.get("transparency")
+    # Known before decoding only: `tile` says how the pixels are stored.
+    stored = next((tile.args for tile in getattr(picture, "tile", ())), None)
+    if stored == "RGB;16B" and isinstance(colour, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif stored in _GREY_STEPS and isinstance(colour, int):
+        picture.info["transparency"] = min(colour * _GREY_STEPS[stored], 255)
 
 
 def fitted_size(

@@ -5,6 +5,7 @@ import contextlib
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,129 @@ def test_broken_files_are_the_callers_fault(form: str, data: st.DataObject) -> N
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(WorkerError):
         decode_picture(open_picture(as_url(bytes(raw)), "x"), "x")
+
+
+Colour = tuple[int, int, int]
+CLEAR: Colour = (255, 255, 255)  # what a transparent pixel is shown as
+
+
+def png(
+    depth: int, colour: int, row: bytes, width: int, *, clear: bytes = b"", palette: bytes = b""
+) -> bytes:
+    """A PNG of one row in any of the depths and colour types of the standard."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0))
+    parts = [head]
+    parts += [chunk(b"PLTE", palette)] if palette else []
+    parts += [chunk(b"tRNS", clear)] if clear else []
+    parts += [chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def words(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def grey(*values: int) -> list[Colour]:
+    return [(value, value, value) for value in values]
+
+
+PALETTE = bytes([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+RGB16 = words(0, 0x8040, 0xFFFF, 0x0100, 0x0200, 0x0300)
+BITS = bytes([0b00_01_10_11])
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (png(1, 0, bytes([0b0110_0000]), 4), grey(0, 255, 255, 0)),
+        (png(1, 0, bytes([0b0110_0000]), 4, clear=words(0)), grey(255, 255, 255, 255)),
+        (png(2, 0, BITS, 4), grey(0, 85, 170, 255)),
+        (png(2, 0, BITS, 4, clear=words(1)), grey(0, 255, 170, 255)),
+        (png(4, 0, BITS, 2), grey(17, 187)),
+        (png(4, 0, BITS, 2, clear=words(11)), grey(17, 255)),
+        (png(8, 0, bytes([7, 9]), 2), grey(7, 9)),
+        (png(8, 0, bytes([7, 9]), 2, clear=words(9)), grey(7, 255)),
+        (png(16, 0, words(0, 0x8000, 0xFFFF, 0x0101), 4), grey(0, 128, 255, 1)),
+        (png(16, 0, words(0, 0x8000, 0x8001), 3, clear=words(0x8000)), grey(0, 255, 128)),
+        (png(8, 2, bytes(range(6)), 2), [(0, 1, 2), (3, 4, 5)]),
+        (png(8, 2, bytes(range(6)), 2, clear=words(3, 4, 5)), [(0, 1, 2), CLEAR]),
+        (png(16, 2, RGB16, 2), [(0, 128, 255), (1, 2, 3)]),
+        (png(16, 2, RGB16, 2, clear=words(0, 0x8040, 0xFFFF)), [CLEAR, (1, 2, 3)]),
+        (png(1, 3, bytes([0b0100_0000]), 2, palette=PALETTE), [(10, 20, 30), (40, 50, 60)]),
+        (png(2, 3, BITS, 4, palette=PALETTE, clear=bytes([255, 0])),
+         [(10, 20, 30), CLEAR, (70, 80, 90), (100, 110, 120)]),
+        (png(8, 3, bytes([3, 0]), 2, palette=PALETTE, clear=bytes([102])),
+         [(100, 110, 120), (157, 161, 165)]),
+        (png(8, 4, bytes([8, 255, 8, 0]), 2), [(8, 8, 8), CLEAR]),
+        (png(16, 4, words(0x8000, 0xFFFF, 0x8000, 0), 2), [(128, 128, 128), CLEAR]),
+        (png(8, 6, bytes([1, 2, 3, 255, 1, 2, 3, 0]), 2), [(1, 2, 3), CLEAR]),
+        (png(16, 6, words(0, 0x8000, 0xFFFF, 0xFFFF, 9, 9, 9, 0), 2), [(0, 128, 255), CLEAR]),
+    ],
+)  # fmt: skip
+def test_every_kind_of_png(raw: bytes, expected: list[Colour]) -> None:
+    """Depths and colour types of the standard, with and without a transparent colour."""
+    decoded = decode_picture(open_picture(as_url(raw), "x"), "x").convert("RGB")
+    assert [decoded.getpixel((x, 0)) for x in range(decoded.width)] == expected
+
+
+def spread(mode: str) -> Image.Image:
+    """Something of every shade, in any mode that can be saved."""
+    return Image.linear_gradient("L").resize((16, 16)).convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("JPEG", "L", {}), ("JPEG", "RGB", {}), ("JPEG", "CMYK", {}),
+        ("WEBP", "RGB", {"lossless": True}), ("WEBP", "RGBA", {"lossless": True}),
+        ("WEBP", "L", {"lossless": True}),
+        ("GIF", "1", {}), ("GIF", "L", {}), ("GIF", "P", {}), ("GIF", "RGB", {}),
+        ("BMP", "1", {}), ("BMP", "L", {}), ("BMP", "P", {}), ("BMP", "RGB", {}),
+        ("BMP", "RGBA", {}),
+        ("PNG", "1", {}), ("PNG", "L", {}), ("PNG", "LA", {}), ("PNG", "P", {}),
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}),
+    ],
+)  # fmt: skip
+def test_every_mode_of_the_other_formats(form: str, mode: str, options: dict[str, Any]) -> None:
+    """What comes out is what went in, within what the format loses; an opaque alpha is no layer."""
+    if mode == "I;16":
+        whole = spread("L")
+        made = Image.fromarray(np.asarray(whole).astype(np.uint16) * 257)
+    else:
+        made = spread(mode)
+        whole = made.convert("RGB")
+    decoded = decode_picture(open_picture(data_url(made, form, **options), "x"), "x")
+    assert decoded.mode in ("L", "RGB")
+    ours, theirs = (np.asarray(p.convert("RGB"), dtype=int) for p in (decoded, whole))
+    assert np.abs(ours - theirs).max() <= (6 if form == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("bits", [15, 16])
+def test_a_bmp_of_two_bytes_a_pixel(bits: int) -> None:
+    """555 as such, 565 by masks: red, green, blue and white at full strength."""
+    green = 5 if bits == 15 else 6
+    red = 5 + green
+    colours = [31 << red, (2**green - 1) << 5, 31, (1 << bits) - 1]
+    masks = struct.pack("<III", 31 << red, (2**green - 1) << 5, 31) if bits == 16 else b""
+    start = 54 + len(masks)
+    head = b"BM" + struct.pack("<IHHI", start + 8, 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 16, 3 if masks else 0, 8, 0, 0, 0, 0)
+    raw = head + info + masks + struct.pack("<4H", *colours)
+    decoded = decode_picture(open_picture(as_url(raw), "x"), "x").convert("RGB")
+    pixels = [decoded.getpixel((x, 0)) for x in range(4)]
+    assert pixels == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_range_that_nobody_knows_is_refused(mode: str) -> None:
+    with pytest.raises(WorkerError) as caught:
+        decode_picture(spread("L").convert(mode), "where")
+    assert "8 or 16 bits" in caught.value.message
 
 
 def test_an_animation_gives_its_first_frame() -> None:
