@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.glm.checkpoint.capacity import Asked
 from backends.glm.engine.adapters import parse_named
-from backends.glm.engine.capacity import Asked
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
 from backends.glm.request.limits import CHOICES_MAX, IMAGE_PIXELS_MAX, IMAGES_MAX, Limits

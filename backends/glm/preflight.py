@@ -7,9 +7,9 @@ import torch
 from backends.glm.checkpoint.files import check_files
 from backends.glm.checkpoint.fit import Need, Setting, check_fits, read_shape
 from backends.glm.checkpoint.memory import host_free_bytes
-from backends.glm.checkpoint.weights import read_tensors
-from backends.glm.engine.capacity import SLOTS_CPU, SLOTS_CUDA, STEP_TOKENS_CPU, STEP_TOKENS_CUDA
+from backends.glm.checkpoint.weights import Tensor, read_header, read_tensors
 from backends.glm.model.load import find_device, find_dtype
+from backends.glm.model.lora import WEIGHTS
 from backends.glm.options import Options
 
 
@@ -30,17 +30,22 @@ def ensure_fits(options: Options) -> Need:
         setting_of(options, dtype, cuda=cuda),
         free_bytes=free_bytes,
         device=str(device),
+        adapters=_adapter_tensors(options),
     )
 
 
 def setting_of(options: Options, dtype: str, *, cuda: bool) -> Setting:
-    """The options, with what `capacity` and `load` choose where they leave it open."""
-    asked = options.capacity
+    """The options, with the numbers that `load` chooses where they leave it open."""
     return Setting(
         dtype=dtype,
         int8=options.quantize == "int8",
         max_model_len=options.max_model_len or 0,
-        kv_tokens=asked.kv_tokens,
-        slots=asked.slots or (SLOTS_CUDA if cuda else SLOTS_CPU),
-        step_tokens=asked.step_tokens or (STEP_TOKENS_CUDA if cuda else STEP_TOKENS_CPU),
+        asked=options.capacity,
+        cuda=cuda,
     )
+
+
+def _adapter_tensors(options: Options) -> list[Tensor]:
+    """Of the adapters that are loaded at the start; what is wrong with one says who reads it."""
+    files = [folder / WEIGHTS for _, folder in options.adapters]
+    return [tensor for file in files if file.is_file() for tensor in read_header(file)]

@@ -16,10 +16,10 @@ from PIL import Image
 from backends.glm import heap
 from backends.glm.answer.output import Output
 from backends.glm.api.service import Serving
+from backends.glm.checkpoint.capacity import Capacity, beside_tokens, capacity, useful_tokens
 from backends.glm.checkpoint.files import LoadError
 from backends.glm.checkpoint.memory import host_free_bytes
 from backends.glm.engine.adapters import Adapters, load_named
-from backends.glm.engine.capacity import Capacity, beside_tokens, capacity
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Failed, Finished, Job
 from backends.glm.engine.prefix import BLOCK
@@ -147,6 +147,9 @@ def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
         free_bytes=free_bytes,
         token_bytes=kv_token_bytes(checkpoint.model),
         max_model_len=checkpoint.max_model_len,
+        least_tokens=useful_tokens(
+            checkpoint.max_model_len, asked_for=options.max_model_len is not None
+        ),
     )
 
 

@@ -1,10 +1,12 @@
 """Does it fit? Asked of config.json and the weights' headers before anything is loaded.
 
-    23.4 GB needed on cuda:0 (weights 20.6, cache 0.3 for 8,192 tokens, working memory 1.8),
+    23.5 GB needed on cuda:0 (weights 20.6, cache 0.4 for 8,192 tokens, working memory 1.8),
     15.8 GB free: use --quantize int8 (needs 13.5 GB).
 
 Loading 20 GB to find out that they do not fit takes minutes, and the error then names an allocation
-and not a remedy. Pure arithmetic over sizes; GB are 10^9 bytes. What is an estimate says so.
+and not a remedy. Pure arithmetic over sizes; GB are 10^9 bytes. What is an estimate says so. The
+cache is counted by the function that lays it out (`capacity`): a size that the operator set
+exactly, one that was left open at its least, because what is free decides how much more it is.
 """
 
 from __future__ import annotations
@@ -15,19 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backends.glm.checkpoint.capacity import Asked, Capacity, capacity, useful_tokens
 from backends.glm.checkpoint.files import LoadError
 from backends.glm.checkpoint.weights import Tensor, quantises
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FILE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1}
 SCALE_BYTES = 4  # float32, one for each output channel of an int8 matrix
-# Where the operator leaves the context open it is what the memory allows, but at least one large
-# picture (6,144 tokens) with a question and an answer.
-USEFUL_TOKENS = 8192
 SHORTEST_TOKENS = 1024  # below, a context is of little use to anybody
 ALLOCATOR_SHARE = 1.03  # blocks are rounded up and leave gaps
 PIXEL_BYTES = 4  # pictures are prepared in float32
 GB = 1e9
+_CHOOSE = Asked()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +53,13 @@ class Shape:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What the operator chose. `dtype`: "float32", "bfloat16", "float16" or "" for each tensor's
-    own; `max_model_len` and `kv_tokens`: 0 where left open."""
+    own; `max_model_len`: 0 where left open; `cuda`: the device is one."""
 
     dtype: str
     int8: bool
     max_model_len: int
-    kv_tokens: int
-    slots: int
-    step_tokens: int
+    asked: Asked = _CHOOSE
+    cuda: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +67,7 @@ class Need:
     """Bytes. `working`: the largest intermediate results of a step, an estimate from above."""
 
     weights: int
+    adapters: int
     cache: int
     cache_tokens: int
     working: int
@@ -74,7 +75,7 @@ class Need:
     @property
     def total(self) -> int:
         """All of it, with what the allocator loses."""
-        return int((self.weights + self.cache + self.working) * ALLOCATOR_SHARE)
+        return int((self.weights + self.adapters + self.cache + self.working) * ALLOCATOR_SHARE)
 
 
 def read_shape(folder: Path) -> Shape:
@@ -115,21 +116,34 @@ def read_shape(folder: Path) -> Shape:
         raise LoadError(f"{folder / 'config.json'}: {error}.") from error
 
 
-def need(shape: Shape, tensors: Sequence[Tensor], setting: Setting) -> Need:
-    """What serving takes beside the process itself, in bytes on the model's device."""
-    tokens = cache_tokens(shape, setting)
+def need(
+    shape: Shape, tensors: Sequence[Tensor], setting: Setting, adapters: Sequence[Tensor] = ()
+) -> Need:
+    """What serving takes beside the process itself, in bytes on the model's device.
+
+    `adapters`: the tensors of the LoRA adapters, which are kept in the model's numbers.
+    """
+    made = laid_out(shape, setting)
     return Need(
         weights=sum(_tensor_bytes(tensor, setting) for tensor in tensors),
-        cache=tokens * token_bytes(shape, setting),
-        cache_tokens=tokens,
-        working=_working(shape, setting),
+        adapters=sum(tensor.elements for tensor in adapters) * _number_bytes(setting),
+        cache=made.cache_bytes(token_bytes(shape, setting)),
+        cache_tokens=made.kv_tokens,
+        working=_working(shape, setting, made),
     )
 
 
-def cache_tokens(shape: Shape, setting: Setting) -> int:
-    """Entries the cache must have: what was asked for, or enough to be useful."""
-    longest = setting.max_model_len or min(shape.context, USEFUL_TOKENS)
-    return max(setting.kv_tokens, 0) or longest
+def laid_out(shape: Shape, setting: Setting) -> Capacity:
+    """What will be made; where the size was left open, the least that will be."""
+    longest = min(setting.max_model_len or shape.context, shape.context)
+    return capacity(
+        setting.asked,
+        cuda=setting.cuda,
+        free_bytes=0,
+        token_bytes=token_bytes(shape, setting),
+        max_model_len=longest,
+        least_tokens=useful_tokens(longest, asked_for=setting.max_model_len > 0),
+    )
 
 
 def token_bytes(shape: Shape, setting: Setting) -> int:
@@ -138,19 +152,25 @@ def token_bytes(shape: Shape, setting: Setting) -> int:
 
 
 def check_fits(
-    shape: Shape, tensors: Sequence[Tensor], setting: Setting, *, free_bytes: int, device: str
+    shape: Shape,
+    tensors: Sequence[Tensor],
+    setting: Setting,
+    *,
+    free_bytes: int,
+    device: str,
+    adapters: Sequence[Tensor] = (),
 ) -> Need:
     """What is needed, if it fits.
 
     Raises: LoadError with the figures and the settings that would fit.
     """
-    needed = need(shape, tensors, setting)
+    needed = need(shape, tensors, setting, adapters)
     if needed.total <= free_bytes:
         return needed
     found = []
     for attempts in _remedies(shape, setting):
         for flags, changed in attempts:
-            if (total := need(shape, tensors, changed).total) <= free_bytes:
+            if (total := need(shape, tensors, changed, adapters).total) <= free_bytes:
                 found.append(f"{flags} (needs {_gb(total)} GB)")
                 break
     # One change that is enough before two that are.
@@ -160,8 +180,9 @@ def check_fits(
         if found
         else "no setting makes it fit; take a device with more memory or a smaller checkpoint"
     )
+    adapted = f"adapters {_gb(needed.adapters)}, " if needed.adapters else ""
     raise LoadError(
-        f"{_gb(needed.total)} GB needed on {device} (weights {_gb(needed.weights)}, cache "
+        f"{_gb(needed.total)} GB needed on {device} (weights {_gb(needed.weights)}, {adapted}cache "
         f"{_gb(needed.cache)} for {needed.cache_tokens:,} tokens, working memory "
         f"{_gb(needed.working)}), {_gb(free_bytes)} GB free: {remedy}."
     )
@@ -177,6 +198,9 @@ def _remedies(shape: Shape, setting: Setting) -> list[list[Attempt]]:
         smaller.append(("--quantize int8", replace(setting, int8=True)))
     if setting.dtype == "float32":
         smaller.append(("--dtype bfloat16", replace(setting, dtype="bfloat16")))
+    if setting.asked.kept_tokens:
+        forgetful = replace(setting.asked, kept_tokens=0)
+        smaller.append(("--kept-tokens 0", replace(setting, asked=forgetful)))
     shorter = [_shorter(shape, changed, flags) for flags, changed in [("", setting), *smaller]]
     return [[attempt] for attempt in smaller] + shorter
 
@@ -184,10 +208,11 @@ def _remedies(shape: Shape, setting: Setting) -> list[list[Attempt]]:
 def _shorter(shape: Shape, setting: Setting, flags: str) -> list[Attempt]:
     """Ever half the cache: by its own flag where the operator set that, else by the context."""
     attempts: list[Attempt] = []
-    tokens = cache_tokens(shape, setting) // 2
+    tokens = laid_out(shape, setting).kv_tokens // 2
     while tokens >= SHORTEST_TOKENS:
-        if setting.kv_tokens:
-            flag, changed = "--kv-tokens", replace(setting, kv_tokens=tokens)
+        if setting.asked.kv_tokens:
+            fewer = replace(setting.asked, kv_tokens=tokens)
+            flag, changed = "--kv-tokens", replace(setting, asked=fewer)
         else:
             flag, changed = "--max-model-len", replace(setting, max_model_len=tokens)
         attempts.append((f"{flags} {flag} {tokens}".strip(), changed))
@@ -206,15 +231,15 @@ def _number_bytes(setting: Setting) -> int:
     return BYTES_OF[setting.dtype] if setting.dtype else 2  # GPUs serve a checkpoint's 16 bits
 
 
-def _working(shape: Shape, setting: Setting) -> int:
+def _working(shape: Shape, setting: Setting, made: Capacity) -> int:
     """The larger of a text step and the encoding of the largest picture: they take turns.
 
     Of a step: residual, normed input, attention's and the two halves of the feed-forward's output
     for every prompt token; and for every slot the logits in float32 with two copies for sampling.
     """
     number = _number_bytes(setting)
-    step = setting.step_tokens * (6 * shape.width + 3 * shape.ffn) * number
-    step += setting.slots * shape.vocabulary * 3 * 4
+    step = made.step_tokens * (6 * shape.width + 3 * shape.ffn) * number
+    step += made.slots * shape.vocabulary * 3 * 4
     longest = setting.max_model_len or shape.context
     picture = min(shape.picture_tokens, longest)
     patches = picture * shape.patches_per_token

@@ -98,9 +98,7 @@ def test_loading_quantises_every_matrix_and_nothing_else(
 def test_the_memory_is_what_was_computed_before_loading(
     int8: Checkpoint, checkpoint_path: Path
 ) -> None:
-    setting = Setting(
-        dtype="float32", int8=True, max_model_len=64, kv_tokens=0, slots=1, step_tokens=1
-    )
+    setting = Setting(dtype="float32", int8=True, max_model_len=64)
     computed = need(read_shape(checkpoint_path), read_tensors(checkpoint_path), setting).weights
     assert computed == sum(p.numel() * p.element_size() for p in int8.model.parameters())
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from backends.glm.engine.capacity import (
+from backends.glm.checkpoint.capacity import (
     BESIDE_TOKENS_MIN,
     SLOTS_CPU,
     SLOTS_CUDA,
@@ -12,6 +12,7 @@ from backends.glm.engine.capacity import (
     Capacity,
     beside_tokens,
     capacity,
+    useful_tokens,
 )
 
 GIB = 2**30
@@ -52,6 +53,22 @@ def test_what_is_remembered_is_a_share_of_the_cache() -> None:
 def test_the_operator_decides() -> None:
     made = room(Asked(slots=3, kv_tokens=300, step_tokens=7))
     assert (made.slots, made.rows, made.row_tokens, made.step_tokens) == (3, 3, 100, 7)
+
+
+def test_what_the_check_before_loading_has_found_room_for_is_made() -> None:
+    assert useful_tokens(131_072, asked_for=True) == 131_072
+    assert useful_tokens(131_072, asked_for=False) == 8192
+    assert useful_tokens(4096, asked_for=False) == 4096
+    made = capacity(
+        DEFAULT,
+        cuda=True,
+        free_bytes=100_000,
+        token_bytes=40_960,
+        max_model_len=131_072,
+        least_tokens=8192,
+    )
+    assert made.kv_tokens == 8192
+    assert made.cache_bytes(40_960) == (8192 + 1024 + 256) * 40_960
 
 
 @pytest.mark.parametrize("free", [0, 1, 10**6])

@@ -19,6 +19,9 @@ STEP_TOKENS_CPU, STEP_TOKENS_CUDA = 512, 2048
 # How long a step may keep those waiting who decode: more is seen as a stream that stutters.
 PAUSE_S = 0.1
 BESIDE_TOKENS_MIN = 64  # below, most of a step is overhead
+# What a cache holds at the least, where its size is left open: one large picture (6,144 tokens)
+# with a question and an answer.
+USEFUL_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,11 @@ class Capacity:
         """All entries, and so the longest possible request."""
         return self.rows * self.row_tokens
 
+    def cache_bytes(self, token_bytes: int) -> int:
+        """Everything that requests leave in memory: entries of those that run and of those that
+        are remembered, and pictures."""
+        return (self.kv_tokens + self.kept_tokens) * token_bytes + self.kept_bytes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
@@ -54,10 +62,24 @@ def beside_tokens(step_tokens: int, prefill_tokens_per_s: float) -> int:
     return min(step_tokens, max(BESIDE_TOKENS_MIN, int(prefill_tokens_per_s * PAUSE_S)))
 
 
+def useful_tokens(max_model_len: int, *, asked_for: bool) -> int:
+    """The least cache that is worth having: `asked_for`: the operator named that context, and gets
+    it."""
+    return max_model_len if asked_for else min(max_model_len, USEFUL_TOKENS)
+
+
 def capacity(
-    asked: Asked, *, cuda: bool, free_bytes: int, token_bytes: int, max_model_len: int
+    asked: Asked,
+    *,
+    cuda: bool,
+    free_bytes: int,
+    token_bytes: int,
+    max_model_len: int,
+    least_tokens: int = 0,
 ) -> Capacity:
-    """`free_bytes`: memory of the device beside the weights; `token_bytes`: of one cache entry.
+    """`free_bytes`: memory of the device beside the weights; `token_bytes`: of one cache entry;
+    `least_tokens`: of the cache, also where its share of the memory is less (`fit` has seen to it
+    that so much is there).
 
     Every slot has a row. A row is as long as a fair part of the cache, but never longer than a
     request can be; a longer request takes several rows, and fewer run at once.
@@ -68,7 +90,7 @@ def capacity(
         room = free_bytes * SHARE_CPU
         if cuda:
             room = max(free_bytes - PASS_BYTES, free_bytes / 2) * SHARE_CUDA
-        tokens = max(slots, int(room) // token_bytes)
+        tokens = max(slots, int(room) // token_bytes, least_tokens)
     row_tokens = max(1, min(max_model_len, tokens // slots))
     kept = asked.kept_tokens
     if kept is None:
