@@ -3,7 +3,7 @@
     WorkerError                  carries status, type, code and the field at fault
       |- bad_request()           400, the caller's fault; never worth repeating
       |- WorkerBusy              503, every place is taken; Retry-After says when to come back
-      `- WorkerUnavailable       503, the model is loading or the worker is draining
+      `- WorkerUnavailable       503, the model is loading, the worker is draining, or it is lost
 
 Messages name fields and limits. They never quote a prompt or a picture, because errors are logged
 along the way and prompts must not be.
@@ -11,6 +11,7 @@ along the way and prompts must not be.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 
@@ -61,7 +62,8 @@ class WorkerBusy(WorkerError):
 
 
 class WorkerUnavailable(WorkerError):
-    """Raised while the model loads (`worker_loading`) or the worker drains (`worker_draining`)."""
+    """Raised while the model loads (`worker_loading`), while the worker drains (`worker_draining`),
+    and by one whose engine is over (`worker_failed`)."""
 
     def __init__(self, *, code: str, message: str) -> None:
         super().__init__(message, status=503, kind="server_error", code=code, retry_after_s=1)
@@ -70,6 +72,24 @@ class WorkerUnavailable(WorkerError):
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> WorkerError:
     """The 400 of one request; `param` is the field at fault, as the caller wrote it."""
     return WorkerError(message, status=400, kind="invalid_request_error", code=code, param=param)
+
+
+def worker_draining() -> WorkerUnavailable:
+    """The 503 of who comes to a worker that finishes what it has, and then ends."""
+    return WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
+
+
+def worker_failed() -> WorkerUnavailable:
+    """The 503 of every request inside of a worker whose engine is over; the process ends now."""
+    return WorkerUnavailable(
+        code="worker_failed", message="This worker's engine has failed; it has to be restarted."
+    )
+
+
+def place_of(error: BaseException) -> str:
+    """Kind and place of an error. Its text is left out: it may quote a prompt."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {at.name}:{at.lineno}"
 
 
 def engine_failure(message: str) -> WorkerError:

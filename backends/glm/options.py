@@ -23,6 +23,7 @@ PORT_MAX = 65_535
 # by it would be found out only when there is no memory left.
 COUNT_MAX, SLOTS_MAX, THREADS_MAX = 1_000_000, 100_000, 1_024
 TOKENS_MAX = 1_000_000_000
+STALL_S_MAX = 86_400  # a day
 TEXT_MAX = 128  # characters of a name; the gateway takes no longer ones
 
 _EPILOG = """\
@@ -44,8 +45,9 @@ then:
        -d '{"model": "glm-4.6v", "messages": [{"role": "user", "content": "Hello"}]}'
 
 SIGTERM and SIGINT drain: what runs is finished (30 s at most), then the worker exits with 0.
-Exit code 1: the checkpoint cannot be served or the port is in use; 2: an argument is wrong. The
-last line on stderr says why.
+Exit code 1: the checkpoint cannot be served, the port is in use, or the engine has failed while it
+served (a supervisor should start another worker); 2: an argument is wrong. The last line on stderr
+says why.
 """
 
 
@@ -62,6 +64,7 @@ class Options:
     quantize: str
     threads: int
     queue: int
+    stall_s: int
     capacity: Asked
     worker: str
     names: tuple[str, ...]
@@ -96,6 +99,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         quantize=given.quantize,
         threads=given.threads,
         queue=given.queue,
+        stall_s=given.stall_s,
         capacity=Asked(
             slots=given.slots,
             kv_tokens=given.kv_tokens,
@@ -241,6 +245,15 @@ def _add_batch(add: Callable[..., object]) -> None:
         default=QUEUE_DEFAULT,
         metavar="N",
         help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
+    )
+    add(
+        "--stall-s",
+        type=_Whole(0, STALL_S_MAX),
+        default=0,
+        metavar="S",
+        help="seconds without any progress while requests run after which the engine is taken to "
+        "hang: callers get 503 worker_failed and the worker ends with exit code 1; 0: ten times "
+        "what the longest step or picture should take, at least 60 (default)",
     )
     add(
         "--slots",

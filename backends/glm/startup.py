@@ -23,6 +23,7 @@ from backends.glm.engine.adapters import Adapters, load_named
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Failed, Finished, Job
 from backends.glm.engine.prefix import BLOCK
+from backends.glm.engine.progress import stall_limit_s
 from backends.glm.engine.scheduler import Rows, Scheduler
 from backends.glm.errors import WorkerError
 from backends.glm.model.linears import MatrixMaker
@@ -38,6 +39,8 @@ ONE_THREAD_PARAMETERS = 50_000_000
 WARM_UP_ROUNDS = 2  # the first one pays for lazy initialisation and is not measured
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
 WARM_UP_SIDE_PX = 112
+# Nothing is measured before it: a 9B whose weights are read from a slow disk takes minutes.
+WARM_UP_STALL_S = 1800.0
 WARM_UP_TEXT = "one two three " * 30  # some hundred tokens: enough to measure reading
 
 
@@ -60,12 +63,20 @@ class Assembled:
         """
         self.engine.start()
         _warm_up(self.engine, self.checkpoint)
+        speed = self.engine.load().prefill_tokens_per_s
         if not self.options.capacity.step_tokens:
-            speed = self.engine.load().prefill_tokens_per_s
             self.engine.read_beside(beside_tokens(self.step_tokens, speed))
         heap.settle()
         preparer = self.checkpoint.preparer(self.options.limits)
-        return Serving(engine=self.engine, preparer=preparer, adapters=self.adapters)
+        limits = self.checkpoint.prompts.vision.limits
+        stall_s = self.options.stall_s or stall_limit_s(
+            step_tokens=self.step_tokens,
+            picture_tokens=limits.max_pixels // limits.factor**2,
+            prefill_tokens_per_s=speed,
+        )
+        return Serving(
+            engine=self.engine, preparer=preparer, adapters=self.adapters, stall_s=stall_s
+        )
 
 
 def set_threads(options: Options) -> None:
@@ -173,8 +184,11 @@ def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:
             tenant=f"warm-up {number}",  # or the second one would be remembered, not measured
         )
         engine.submit(engine.admit(), job)
-        while not isinstance(event := events.get(), Finished | Failed):
-            pass
+        try:
+            while not isinstance(event := events.get(timeout=WARM_UP_STALL_S), Finished | Failed):
+                pass
+        except queue.Empty:
+            raise _cannot_answer(f"no word came for {WARM_UP_STALL_S:.0f} s") from None
         if isinstance(event, Failed):
             raise _cannot_answer(event.detail)
 

@@ -22,12 +22,14 @@ from backends.glm.api.report import Changes, LoadReporter
 from backends.glm.api.server import make_app
 from backends.glm.api.service import Service, Serving
 from backends.glm.checkpoint.files import check_files
+from backends.glm.engine.progress import Watch
 from backends.glm.options import Options
 from backends.glm.priority import gently, take_part
 from backends.listen import ListenError, listen
 
 DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
 STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over
+LOOK_S = 1.0  # how often somebody looks whether the engine gets on, while it has something to do
 REST_S = 1.0  # without a request for so long, a worker is at rest: longer than most gaps in a crowd
 LAST_BYTES_S = 5.0  # for replies that are made but not written yet
 
@@ -103,6 +105,7 @@ class _Worker:
             shutdown_timeout=LAST_BYTES_S,
         )
         await app_runner.setup()
+        code = 1
         try:
             await self._listen(app_runner)
             self._loader.start()
@@ -110,22 +113,32 @@ class _Worker:
                 await self._changes.wait(None)
             if isinstance(self._loaded, LoadFailure):
                 _log.error("load_failed", error=self._loaded.message)
-                return 1
+                return code
             if self._loaded is not None:
                 self._service.ready(self._loaded)
-                _log.info("ready", model=self._options.names[0], worker=self._options.worker)
-            await self._serve()
-            await self._drain()
-            return 0
+                _log.info(
+                    "ready",
+                    model=self._options.names[0],
+                    worker=self._options.worker,
+                    stall_s=round(self._loaded.stall_s),
+                )
+                await self._serve(self._loaded)
+            if self._service.trouble is None:
+                await self._drain()
+                code = 0
+            else:
+                await self._fail(self._service.trouble)
+            return code
         finally:
             self._reporter.close()
             await app_runner.cleanup()
             if self._port_file is not None:
                 self._port_file.unlink(missing_ok=True)
-            if self._loaded is None and self._loader.is_alive():
-                # Loading cannot be interrupted, and a thread inside torch while the interpreter
-                # is taken down crashes; there is nothing to save yet.
-                os._exit(0)
+            if self._loader.is_alive() or self._engine_runs():
+                # Neither loading nor a step can be interrupted, and a thread inside torch while the
+                # interpreter is taken down crashes; there is nothing left to save.
+                sys.stderr.flush()
+                os._exit(code)
 
     async def _listen(self, app_runner: web.AppRunner) -> None:
         host, port = self._options.host, self._options.port
@@ -170,15 +183,32 @@ class _Worker:
             self._loaded = LoadFailure(str(error) or type(error).__name__)
         self._changes.notify()
 
-    async def _serve(self) -> None:
-        """Until a signal comes. Once in every rest, memory is given back."""
+    async def _serve(self, serving: Serving) -> None:
+        """Until a signal comes or the engine is over. Once in every rest, memory is given back."""
         tidy = True
-        while not self._signals:
-            if await self._changes.wait(REST_S if self._service.idle and not tidy else None):
+        watch = Watch(serving.stall_s)
+        while not (self._signals or self._service.trouble):
+            at_rest_s = None if tidy else REST_S
+            changed = await self._changes.wait(at_rest_s if self._service.idle else LOOK_S)
+            if stalled := watch.look(serving.engine.pulse(), time.monotonic()):
+                serving.engine.give_up(stalled)
+            elif changed or not self._service.idle:
                 tidy = False
-            elif self._service.idle:
+            else:
                 await asyncio.to_thread(heap.give_back)
                 tidy = True
+
+    def _engine_runs(self) -> bool:
+        """A thread of the engine's is still at work, or hangs."""
+        names = {thread.name for thread in threading.enumerate()}
+        return not names.isdisjoint(("glm-engine", "glm-eyes"))
+
+    async def _fail(self, why: str) -> None:
+        """Let everybody inside hear of it; whoever started this process starts another."""
+        deadline_s = time.monotonic() + LAST_BYTES_S
+        while not self._service.idle and (left_s := deadline_s - time.monotonic()) > 0:
+            await self._changes.wait(left_s)
+        _log.error("engine_failed", error=why)
 
     def _on_signal(self) -> None:
         self._signals += 1

@@ -77,6 +77,7 @@ class LoadReporter:
             **load,
             "max_model_len": None if serving is None else serving.prompts.max_model_len,
             "state": service.state,
+            "reason": service.trouble,
             "adapters": [] if serving is None else list(serving.adapters.loaded),
             "seq": next(self._seq),
             "image_limits": limits,

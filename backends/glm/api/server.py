@@ -23,7 +23,13 @@ from backends.glm.api.replies import DONE, ReplyHead, sse, timings
 from backends.glm.api.report import LoadReporter
 from backends.glm.api.service import Conversation, Service
 from backends.glm.engine.events import Failed, Finished, Progress
-from backends.glm.errors import WorkerError, WorkerUnavailable, engine_failure
+from backends.glm.errors import (
+    WorkerError,
+    WorkerUnavailable,
+    engine_failure,
+    worker_draining,
+    worker_failed,
+)
 
 BODY_BYTES_MAX = 64 * 1024 * 1024  # two pictures of the largest size as base64, and some text
 LOAD_HEADER = "x-yuzui-load"
@@ -102,8 +108,10 @@ def _json(
 
 
 async def _health(request: web.Request) -> web.Response:
-    state = request.app[_SERVICE].state
-    return _json({"status": state}, status=200 if state == "ok" else 503)
+    service = request.app[_SERVICE]
+    if service.trouble is not None:
+        return _json({"status": service.state, "reason": service.trouble}, status=503)
+    return _json({"status": service.state}, status=200 if service.state == "ok" else 503)
 
 
 async def _models(request: web.Request) -> web.Response:
@@ -136,6 +144,8 @@ async def _models(request: web.Request) -> web.Response:
 
 async def _load(request: web.Request) -> web.StreamResponse:
     reporter = request.app[_REPORTER]
+    if request.app[_SERVICE].trouble is not None:
+        return _json(reporter.snapshot(), status=503)
     if request.query.get("watch") not in ("1", "true"):
         return _json(reporter.snapshot())
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -225,7 +235,9 @@ async def _next(talk: Conversation) -> tuple[int, Progress | Finished]:
     if not isinstance(event, Failed):
         return choice, event
     if event.aborted:  # the caller's own abort is never read, so the worker is being stopped
-        raise WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
+        raise worker_draining()
+    if event.engine:
+        raise worker_failed()
     _log.error("engine_failure", detail=event.detail[:300])
     raise engine_failure("The engine failed on this request.")
 

@@ -14,7 +14,8 @@ from backends.glm.api.lanes import Lane
 from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Job, Ticket
-from backends.glm.errors import WorkerUnavailable
+from backends.glm.engine.progress import STALL_MIN_S
+from backends.glm.errors import WorkerUnavailable, worker_draining
 from backends.glm.request.prepare import Prepared, Preparer
 from backends.glm.request.prompt import PromptBuilder, Steps
 from backends.glm.request.protocol import ChatRequest
@@ -25,17 +26,19 @@ from backends.glm.types import Prompt
 TEXT_THREADS, PICTURE_THREADS = 2, 1
 LARGE_BYTES = 256 * 1024  # of a body; one that is larger is nearly always pictures
 
-State = Literal["loading", "ok", "draining"]
+State = Literal["loading", "ok", "draining", "failed"]
 Events = asyncio.Queue[tuple[int, Event]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """A model that is up: everything a chat request needs. `engine` runs already."""
+    """A model that is up: everything a chat request needs. `engine` runs already; `stall_s`: for
+    how long it may make no progress."""
 
     engine: Engine
     preparer: Preparer
     adapters: Adapters
+    stall_s: float = STALL_MIN_S
 
     @property
     def prompts(self) -> PromptBuilder:
@@ -114,9 +117,16 @@ class Service:
     @property
     def state(self) -> State:
         """What /health says."""
+        if self.trouble is not None:
+            return "failed"
         if self._draining:
             return "draining"
         return "loading" if self.serving is None else "ok"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine is over and the process has to end; None: it is not."""
+        return None if self.serving is None else self.serving.engine.trouble
 
     def ready(self, serving: Serving) -> None:
         """The model is up."""
@@ -207,7 +217,7 @@ class Service:
 
     def _require_serving(self) -> Serving:
         if self._draining:
-            raise WorkerUnavailable(code="worker_draining", message="This worker is shutting down.")
+            raise worker_draining()
         if self.serving is None:
             raise WorkerUnavailable(
                 code="worker_loading", message="This worker is still loading its model."

@@ -8,7 +8,11 @@ counts as waiting from then on: the answer "busy" costs nothing and comes at onc
                   `----------+-----------+--- abort(): at once, or after the step that runs
 
 Requests join and leave the running batch between any two steps; who does is the scheduler's
-decision. Nothing here knows torch: the model is behind the `Runner` protocol.
+decision. Nothing here knows torch: the model is behind the `Runner` protocol, and nothing is asked
+of it while the lock is held, so that counts and health can be read whatever it does.
+
+What breaks with one request ends that request. An engine that cannot go on (`trouble`) tells all
+who are inside, admits nobody, and is not mended: its process has to end.
 """
 
 from __future__ import annotations
@@ -16,26 +20,27 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from functools import partial
 
-from backends.glm.answer.deltas import Delta
-from backends.glm.engine.events import (
-    ABORTED,
-    Event,
-    Failed,
-    FinishReason,
-    Job,
-    Progress,
-    Ticket,
-)
+import structlog
+
+from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress, Ticket
+from backends.glm.engine.keeping import Keeping
 from backends.glm.engine.model import Runner
-from backends.glm.engine.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys
+from backends.glm.engine.prefix import BLOCK
+from backends.glm.engine.progress import Part, Pulse
 from backends.glm.engine.runs import Run
 from backends.glm.engine.scheduler import Entry, Scheduler
 from backends.glm.engine.speeds import EngineLoad, Speeds
-from backends.glm.errors import WorkerBusy, WorkerUnavailable
-from backends.glm.types import Drawn
+from backends.glm.errors import WorkerBusy, place_of, worker_draining, worker_failed
+
+# So many steps in a row, each of one request alone, have failed: no request does that, a broken
+# device does. As many as open a breaker of the gateway.
+FAILED_STEPS_MAX = 5
+
+_log = structlog.get_logger("glm.engine")
 
 
 class Engine:
@@ -56,9 +61,8 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._queue_limit = queue_limit
-        self._index = PrefixIndex(kept_blocks)
+        self._keeping = Keeping(runner, kept_blocks)
         self._prompt_tokens = self._cached_tokens = 0
-        self._reading_s = 0.0  # since when prompts are being read
         self._news = False  # something happened that may change what the next step is
         self._on_change = on_change
         self._clock = clock
@@ -67,8 +71,10 @@ class Engine:
         self._waiting: set[Ticket] = set()
         self._runs: dict[Hashable, Run] = {}
         self._draining = self._stopping = False
+        self._trouble: str | None = None
+        self._done = self._failed_steps = 0  # pieces of work, whatever came of them; in a row
         self._speeds = Speeds()
-        self._thread = threading.Thread(target=self._loop, name="glm-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="glm-engine", daemon=True)
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -87,6 +93,40 @@ class Engine:
             self._thread.join(timeout_s)
         self._runner.stop(timeout_s)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine cannot go on; None: it can."""
+        return self._trouble
+
+    def give_up(self, why: str) -> None:
+        """The engine is over: everybody inside hears of it, nobody is admitted any more. The thread
+        may hang in the model for ever; whatever it still brings is nobody's."""
+        with self._wake:
+            if self._trouble is not None:
+                return
+            self._trouble = why
+            runs = list(self._runs.values())
+            inside = {*self._waiting, *(run.ticket for run in runs)}
+            for ticket in inside:
+                ticket.live = False
+            for held in (self._runs, self._waiting, self._scheduler.running):
+                held.clear()
+            self._scheduler.waiting.clear()
+            self._tell_news_locked()
+        _log.error("engine_given_up", why=why, requests=len(inside))
+        for run in runs:
+            run.job.emit(Failed(why, engine=True))
+        self._on_change()
+
+    def pulse(self) -> Pulse:
+        """What there is to do, and how much was done, for `progress.Watch`."""
+        seen = self._runner.pictures()
+        with self._wake:
+            return Pulse(
+                steps=Part(busy=self._scheduler.busy, done=self._done),
+                pictures=Part(busy=seen.waiting > 0, done=seen.batches),
+            )
+
     def drain(self) -> None:
         """Admit nobody any more; those who hold a ticket are served."""
         with self._wake:
@@ -96,13 +136,14 @@ class Engine:
     def admit(self) -> Ticket:
         """Take a place.
 
-        Raises: WorkerBusy when slots and queue are full, WorkerUnavailable while draining.
+        Raises: WorkerBusy when slots and queue are full, WorkerUnavailable while draining, and
+        once the engine is over.
         """
         with self._wake:
+            if self._trouble is not None:
+                raise worker_failed()
             if self._draining:
-                raise WorkerUnavailable(
-                    code="worker_draining", message="This worker is shutting down."
-                )
+                raise worker_draining()
             slots = self._scheduler.slots
             inside = len(self._waiting) + len(self._scheduler.running)
             if inside >= slots + self._queue_limit:
@@ -118,29 +159,23 @@ class Engine:
     def submit(self, ticket: Ticket, job: Job) -> None:
         """Queue the work of an admitted ticket; one aborted meanwhile ends at once.
 
-        Raises: WorkerBusy if too many tokens wait already, ValueError if it can never fit; who
-        submits bounds prompt and output by the cache.
+        Raises: WorkerBusy if too many tokens wait already, WorkerUnavailable once the engine is
+        over, ValueError if it can never fit; who submits bounds prompt and output by the cache.
         """
-        entry = Entry(
-            key=ticket,
-            tenant=job.tenant,
-            priority=job.priority,
-            order=next(self._order),
-            prompt_tokens=len(job.prompt.ids),
-            max_tokens=job.max_tokens,
-        )
-        if entry.kv_tokens > self._scheduler.rows.tokens:
+        run = Run.of(ticket, job, next(self._order))
+        if run.entry.kv_tokens > self._scheduler.rows.tokens:
             raise ValueError("the request is longer than the whole cache")
-        keys = block_keys(job.prompt, job.partition)
         with self._wake:
-            if ahead := self._scheduler.in_the_way(entry):
+            if self._trouble is not None:
+                raise worker_failed()
+            if ahead := self._scheduler.in_the_way(run.entry):
                 raise WorkerBusy(
                     waiting=len(self._waiting),
                     retry_after_s=self._speeds.retry_after_s(ahead, self._scheduler.slots),
                 )
             if not ticket.aborted:
-                self._runs[ticket] = Run(ticket, job, entry, keys)
-                self._scheduler.add(entry)
+                self._runs[ticket] = run
+                self._scheduler.add(run.entry)
                 self._tell_news_locked()
                 return
         job.emit(ABORTED)
@@ -158,30 +193,28 @@ class Engine:
 
     def load(self) -> EngineLoad:
         """Counts and speeds of this moment."""
-        pictures, cached_pictures = self._runner.pictures()
+        seen = self._runner.pictures()
         with self._wake:
             scheduler, speeds = self._scheduler, self._speeds
-            return EngineLoad(
+            return replace(
+                speeds.load(),
                 slots=scheduler.slots,
                 running=len(scheduler.running),
                 waiting=len(self._waiting),
                 waiting_tokens=scheduler.waiting_tokens,
                 queue_limit=self._queue_limit,
-                decode_tokens_per_s=round(speeds.decode.per_second, 2),
-                decode_tokens_per_s_total=round(speeds.total.per_second, 2),
-                prefill_tokens_per_s=round(speeds.prefill.per_second, 2),
                 kv_tokens_used=scheduler.rows.tokens_used,
                 kv_tokens_total=scheduler.rows.tokens,
                 prompt_tokens=self._prompt_tokens,
                 cached_tokens=self._cached_tokens,
-                pictures=pictures,
-                cached_pictures=cached_pictures,
+                pictures=seen.asked,
+                cached_pictures=seen.remembered,
             )
 
     def forget_speeds(self) -> None:
         """Measure anew from here."""
         with self._wake:
-            self._speeds = Speeds()
+            self._speeds = Speeds(reading_s=self._speeds.reading_s)
 
     def read_beside(self, tokens: int) -> None:
         """From now on, read so many prompt tokens in a step in which others decode."""
@@ -203,18 +236,26 @@ class Engine:
         ticket.live = False
         if run is None:
             return []
-        self._end_locked(run)
+        self._remove_locked(run)
         return [run]
 
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            self.give_up(f"the engine's thread has ended: {place_of(error)}")
+            _log.error("engine_broke", error=repr(error)[:300])
+
     def _loop(self) -> None:
-        while True:
+        while self._trouble is None:
             with self._wake:
-                while not (self._runs or self._stopping):
+                while not (self._runs or self._stopping or self._trouble):
                     self._wake.wait()
                 self._news = False
                 closed = self._close_given_up_locked()
                 started = self._start_locked()
                 over = self._stopping and not self._runs
+            self._close(run for run, _ in closed)
             for run, event in closed:
                 run.job.emit(event)
             if closed or started:
@@ -235,7 +276,7 @@ class Engine:
         closed: list[tuple[Run, Event]] = []
         for run in list(self._runs.values()):
             if run.ticket.aborted or run.failure is not None:
-                self._end_locked(run)
+                self._remove_locked(run)
                 closed.append((run, ABORTED if run.failure is None else Failed.by(run.failure)))
         return closed
 
@@ -246,10 +287,9 @@ class Engine:
             run = self._runs[entry.key]
             run.started_s = self._clock()
             if all(other is entry or other.decoding for other in self._scheduler.running):
-                self._reading_s = run.started_s
+                self._speeds.reading_s = run.started_s
             self._waiting.discard(run.ticket)
-            # One token has to be read at least, because its logits are wanted.
-            blocks = self._index.match(run.keys[: (entry.prompt_tokens - 1) // BLOCK])
+            blocks = self._keeping.found(run)
             run.cached_tokens = len(blocks) * BLOCK
             self._scheduler.found(entry, run.cached_tokens)
             self._prompt_tokens += entry.prompt_tokens
@@ -260,20 +300,23 @@ class Engine:
     def _better_later(self, entry: Entry) -> bool:
         """Whether somebody reads, at this moment, what this one would have to read as well."""
         inside = self._runs.values()
-        reading = [r.keys for r in inside if r.entry.running and not r.entry.decoding]
-        return self._index.soon(self._runs[entry.key].keys, reading) >= SHARED_BLOCKS_MIN
+        reading = (run for run in inside if run.entry.running and not run.entry.decoding)
+        return self._keeping.better_later(self._runs[entry.key], reading)
 
-    def _keep_locked(self, run: Run, keys: list[bytes]) -> None:
-        blocks = self._index.keep(keys)
-        if blocks:
-            self._runner.keep(run.generation, blocks)
-
-    def _end_locked(self, run: Run) -> None:
-        if run.generation is not None:
-            self._runner.close(run.generation)
+    def _remove_locked(self, run: Run) -> None:
         self._scheduler.remove(run.entry)
         del self._runs[run.ticket]
         run.ticket.live = False
+
+    def _close(self, runs: Iterable[Run]) -> None:
+        """They are over: their rows are cleared before anybody else starts in them."""
+        for run in runs:
+            if run.generation is None:
+                continue
+            try:
+                self._runner.close(run.generation)
+            except Exception as error:  # another tenant would get rows with this one's entries
+                self.give_up(f"a request's rows could not be cleared: {place_of(error)}")
 
     def _open(self, run: Run, blocks: list[int]) -> None:
         run.entry.ready = False
@@ -284,6 +327,8 @@ class Engine:
         except Exception as error:  # one request's failure must not end the engine for all others
             self._fail(run, error)
             return
+        finally:
+            self._done += 1
         run.generation = opened.generation
         if opened.ready:
             run.entry.ready = True
@@ -295,7 +340,10 @@ class Engine:
 
     def _fail(self, run: Run, error: Exception) -> None:
         with self._wake:
-            self._end_locked(run)
+            if self._trouble is not None:
+                return  # it has been told
+            self._remove_locked(run)
+        self._close([run])
         self._on_change()
         run.job.emit(Failed.by(error))
 
@@ -306,65 +354,47 @@ class Engine:
         try:
             drawn = self._runner.step([(run.generation, n) for run, n in work])
         except Exception as error:  # as above
-            if len(work) == 1:
-                self._fail(work[0][0], error)
-                return
-            for member in work:
-                self._advance([member])
+            self._done += 1
+            self._step_failed(work, error)
             return
+        self._done += 1
+        self._failed_steps = 0
         now_s = self._clock()
+        # Prompts that are read to their end with this step, and what came of it for everybody.
+        read = [run for (run, _), one in zip(work, drawn, strict=True) if one and not run.answer]
         told: list[tuple[Run, Event]] = []
+        for (run, _), one in zip(work, drawn, strict=True):
+            if one is not None and (event := self._keeping.take(run, one, now_s)) is not None:
+                told.append((run, event))
+        over = [run for run, event in told if not isinstance(event, Progress)]
         with self._wake:
+            if self._trouble is not None:
+                return  # given up while this step was under way: all have been told
             decoded = sum(run.entry.decoding for run, _ in work)
             self._speeds.step(decoded=decoded, seconds=now_s - began_s)
-            self._read_locked(
-                [run for (run, _), one in zip(work, drawn, strict=True) if one], now_s
-            )
-            for (run, tokens), one in zip(work, drawn, strict=True):
+            self._speeds.read([r.entry.prompt_tokens - r.cached_tokens for r in read], now_s)
+            for run, tokens in work:
                 self._scheduler.served(run.entry, tokens)
-                event = None if one is None else self._take_locked(run, one, now_s)
-                if event is not None:
-                    told.append((run, event))
+            for run, event in told:
+                if isinstance(event, Finished):
+                    self._speeds.requests.add(1, now_s - run.started_s)
+            for run in over:
+                self._remove_locked(run)
+        self._close(over)
         # A slot is free before its caller hears of the end: the next request finds it free.
-        if any(not isinstance(event, Progress) for _, event in told):
+        if over:
             self._on_change()
         for run, event in told:
             run.job.emit(event)
 
-    def _read_locked(self, drawn: list[Run], now_s: float) -> None:
-        """Prompts that are read now took the time since others were, or since they began."""
-        read = [len(r.job.prompt.ids) - r.cached_tokens for r in drawn if not r.answer]
-        if read:
-            self._speeds.prefill.add(sum(read), now_s - self._reading_s)
-            self._reading_s = now_s
-
-    def _take_locked(self, run: Run, drawn: Drawn, now_s: float) -> Event | None:
-        """Add a drawn token to its answer. An answer that ends here gives its slot back."""
-        job = run.job
-        run.answer.append(drawn.token_id)
-        if len(run.answer) == 1:
-            run.first_s = now_s
-            self._keep_locked(run, run.keys)
-        reason: FinishReason | None = None
-        deltas: list[Delta] = []
-        try:
-            if drawn.token_id in job.stop_ids:
-                reason = "stop"
-            else:
-                deltas = job.output.push(drawn)
-                if job.output.stopped:
-                    reason = "stop"
-                elif len(run.answer) >= job.max_tokens:
-                    reason = "length"
-            if reason is None:
-                return Progress(deltas=deltas) if deltas else None
-            deltas += job.output.finish(cut=reason == "length")
-            # The next turn of this talk begins with it. The last token's entry was never computed.
-            self._keep_locked(run, block_keys(job.prompt, job.partition, run.answer[:-1]))
-            self._speeds.requests.add(1, now_s - run.started_s)
-            end = run.finished(reason, deltas, now_s)
-        except Exception as error:  # as above
-            self._end_locked(run)
-            return Failed.by(error)
-        self._end_locked(run)
-        return end
+    def _step_failed(self, work: list[tuple[Run, int]], error: Exception) -> None:
+        if len(work) > 1:
+            for member in work:
+                if self._trouble is None:
+                    self._advance([member])
+            return
+        self._fail(work[0][0], error)
+        self._failed_steps += 1
+        if self._failed_steps >= FAILED_STEPS_MAX:
+            count, last = self._failed_steps, place_of(error)
+            self.give_up(f"{count} steps in a row have failed, the last with {last}")

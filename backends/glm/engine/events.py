@@ -39,10 +39,12 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The last event of a broken generation. `aborted`: nothing broke, the ticket was given up."""
+    """The last event of a broken generation. `aborted`: nothing broke, the ticket was given up;
+    `engine`: not this request is at fault, the engine itself is over."""
 
     detail: str
     aborted: bool = False
+    engine: bool = False
 
     @classmethod
     def by(cls, error: Exception) -> Failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from backends.glm.engine.events import Job
 from backends.glm.types import Drawn
@@ -16,6 +16,16 @@ class Opened:
 
     generation: Any
     ready: bool = True
+
+
+class Pictures(NamedTuple):
+    """`asked`: looked at since the start; `remembered`: those of them that were not encoded again;
+    `waiting`: requests whose pictures are not encoded yet; `batches`: encoded since the start."""
+
+    asked: int = 0
+    remembered: int = 0
+    waiting: int = 0
+    batches: int = 0
 
 
 class Runner(Protocol):
@@ -45,6 +55,6 @@ class Runner(Protocol):
         """End threads of its own; a thread inside torch must not outlive the interpreter."""
         ...
 
-    def pictures(self) -> tuple[int, int]:
-        """Pictures looked at since the start, and those of them that were remembered."""
+    def pictures(self) -> Pictures:
+        """Counts of this moment; from any thread, and without waiting for the model."""
         ...

@@ -102,6 +102,11 @@ class PrefixIndex:
         self._touch(keys[: known + len(made)])
         return made
 
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Keep these blocks no longer: what `keep` made room for was not copied."""
+        for key in keys:
+            self._free.append(self._kept.pop(key))
+
     def _touch(self, keys: Sequence[bytes]) -> None:
         # Last to first: what follows a block is of no use without it, so it goes earlier.
         for key in reversed(keys):

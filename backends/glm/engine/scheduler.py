@@ -153,6 +153,11 @@ class Scheduler:
         """Cache entries that those who wait will need."""
         return sum(entry.kv_tokens for entry in self.waiting)
 
+    @property
+    def busy(self) -> bool:
+        """A step can be taken now, or somebody can start; not so while pictures are encoded."""
+        return any(entry.ready for entry in self.running) or bool(self.waiting and not self.running)
+
     def in_the_way(self, entry: Entry) -> int:
         """How many of those who wait must have started before this one may wait as well; 0: it may.
         A queue of few long requests lasts as long as one of many short ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 EWMA_WEIGHT = 0.3  # of the newest request: a few requests forget an unusual one
@@ -60,6 +61,7 @@ class Speeds:
     tokens of one request while it decodes; `total`: tokens of all requests in those steps;
     `requests`: how many one slot serves."""
 
+    reading_s: float = 0.0  # since when prompts are being read
     prefill: Rate = field(default_factory=Rate)
     decode: Rate = field(default_factory=lambda: Rate(weight=STEP_WEIGHT))
     total: Rate = field(default_factory=lambda: Rate(weight=STEP_WEIGHT))
@@ -70,6 +72,20 @@ class Speeds:
         if decoded:
             self.decode.add(1, seconds)
             self.total.add(decoded, seconds)
+
+    def read(self, prompts: Sequence[int], now_s: float) -> None:
+        """Prompts of so many tokens were read since the last ones were, or since they began."""
+        if prompts:
+            self.prefill.add(sum(prompts), now_s - self.reading_s)
+            self.reading_s = now_s
+
+    def load(self) -> EngineLoad:
+        """A snapshot without counts."""
+        return EngineLoad(
+            decode_tokens_per_s=round(self.decode.per_second, 2),
+            decode_tokens_per_s_total=round(self.total.per_second, 2),
+            prefill_tokens_per_s=round(self.prefill.per_second, 2),
+        )
 
     def retry_after_s(self, ahead: int, slots: int) -> int:
         """Seconds until `ahead` requests have left `slots` slots, rounded up; 1 if unmeasured."""

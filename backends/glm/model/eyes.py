@@ -39,10 +39,13 @@ class Sight:
     told: Callable[[Exception | None], None]
 
     @property
-    def features(self) -> Any | None:
-        """Of all pictures in order, (tokens, width); None until all are there."""
-        if any(one is None for one in self.found):
-            return None
+    def ready(self) -> bool:
+        """All of them are encoded."""
+        return all(one is not None for one in self.found)
+
+    @property
+    def features(self) -> Any:
+        """Of all pictures in order, (tokens, width); they must be `ready`."""
         return self.found[0] if len(self.found) == 1 else torch.cat(self.found)
 
 
@@ -59,7 +62,12 @@ class Eyes:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self.asked = self.remembered = 0
+        self.asked = self.remembered = self.batches = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose pictures are not encoded yet."""
+        return len(self._wanted)
 
     def look(
         self, pictures: Sequence[Picture], tenant: str, told: Callable[[Exception | None], None]
@@ -71,7 +79,7 @@ class Eyes:
             sight = Sight(keys, list(pictures), [self._recall(key) for key in keys], told)
             self.asked += len(keys)
             self.remembered += sum(one is not None for one in sight.found)
-            if sight.features is None:
+            if not sight.ready:
                 self._wanted.append(sight)
                 if self._thread is None and not self._stopping:
                     self._thread = threading.Thread(target=self._loop, name="glm-eyes", daemon=True)
@@ -123,7 +131,9 @@ class Eyes:
     def _encode(self, batch: dict[Key, Picture]) -> None:
         try:
             with torch.inference_mode():
-                features = self._encoder.encode(list(batch.values()))
+                encoded = self._encoder.encode(list(batch.values()))
+            # Cut out of the batch's tensor, so that one kept picture does not keep them all.
+            features = [one.clone() for one in encoded]
         except Exception as error:  # a picture that breaks the encoder must not blind the others
             if len(batch) > 1:
                 for key, picture in batch.items():
@@ -131,14 +141,14 @@ class Eyes:
                 return
             self._done(batch, None, error)
             return
-        # Cut out of the batch's tensor, so that one kept picture does not keep them all.
-        self._done(batch, [one.clone() for one in features], None)
+        self._done(batch, features, None)
 
     def _done(
         self, batch: dict[Key, Picture], features: list[Any] | None, error: Exception | None
     ) -> None:
         over: list[Sight] = []
         with self._lock:
+            self.batches += 1
             for index, key in enumerate(batch):
                 if features is not None:
                     self._keep(key, features[index])
@@ -148,11 +158,11 @@ class Eyes:
                             sight.found[place] = features[index]
             for sight in list(self._wanted):
                 failed = error is not None and not batch.keys().isdisjoint(sight.keys)
-                if failed or sight.features is not None:
+                if failed or sight.ready:
                     self._wanted.remove(sight)
                     over.append(sight)
         for sight in over:
-            sight.told(None if sight.features is not None else error)
+            sight.told(None if sight.ready else error)
 
     def _keep(self, key: Key, features: Any) -> None:
         if key in self._kept:

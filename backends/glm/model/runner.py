@@ -16,7 +16,7 @@ import torch
 
 from backends.glm.checkpoint.files import LoadError
 from backends.glm.engine.events import Job
-from backends.glm.engine.model import Opened
+from backends.glm.engine.model import Opened, Pictures
 from backends.glm.engine.prefix import BLOCK
 from backends.glm.model.eyes import Eyes, Sight
 from backends.glm.model.kv import KvCache, KvShape, pieces_of
@@ -56,10 +56,10 @@ class Generation:
 
     def features(self, low: int, high: int) -> Any:
         """Of the pictured places low to high."""
-        if self._features is None and self.sight is not None:
-            self._features = self.sight.features
         if self._features is None:
-            raise RuntimeError("a prompt is read before its pictures are encoded")
+            if self.sight is None or not self.sight.ready:
+                raise RuntimeError("a prompt is read before its pictures are encoded")
+            self._features = self.sight.features
         return self._features[low:high]
 
 
@@ -127,9 +127,10 @@ class Runner:
         """See `model.Runner`."""
         self._eyes.stop(timeout_s)
 
-    def pictures(self) -> tuple[int, int]:
+    def pictures(self) -> Pictures:
         """See `model.Runner`."""
-        return self._eyes.asked, self._eyes.remembered
+        eyes = self._eyes
+        return Pictures(eyes.asked, eyes.remembered, eyes.waiting, eyes.batches)
 
     def _look(
         self, generation: Generation, job: Job, told: Callable[[Exception | None], None]
@@ -145,7 +146,7 @@ class Runner:
         if read == len(ends):
             return True
         generation.sight = self._eyes.look(pixels.pictures[read:], job.tenant, told)
-        return generation.sight.features is not None
+        return generation.sight.ready
 
     def _kept_place(self, block: int) -> int:
         return self._shape.tokens + block * BLOCK

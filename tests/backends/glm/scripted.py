@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from backends.glm.engine.events import Job
-from backends.glm.engine.model import Opened
+from backends.glm.engine.model import Opened, Pictures
 from backends.glm.engine.prefix import BLOCK
 from backends.glm.engine.scheduler import Rows, Scheduler
 from backends.glm.types import Drawn
@@ -39,6 +39,7 @@ class Script:
         self.fail_at = fail_at
         self.steps = self.closed = self.kept = 0
         self.stopped = False
+        self.broken: dict[str, BaseException] = {}  # what a call of this name raises
         self.blind = False  # whether requests wait until the test calls what it finds in `told`
         self.told: list[Callable[[Exception | None], None]] = []
         self.sizes: list[list[int]] = []
@@ -57,18 +58,20 @@ class Script:
         return Opened(Play(len(job.prompt.ids) - BLOCK * len(blocks)), ready=not self.blind)
 
     def keep(self, generation: Play, blocks: Sequence[tuple[int, int]]) -> None:
+        self._break("keep")
         self.kept += len(blocks)
 
     def stop(self, timeout_s: float) -> None:
         self.stopped = True
 
-    def pictures(self) -> tuple[int, int]:
-        return 0, 0
+    def pictures(self) -> Pictures:
+        return Pictures(waiting=len(self.told))
 
     def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | None]:
         self.entered.release()
         if self._gate is not None and not self._gate.acquire(timeout=20):
             raise RuntimeError("the test never allowed this step")
+        self._break("step")
         self.steps += 1
         self.sizes.append([tokens for _, tokens in work])
         for play, tokens in work:
@@ -77,7 +80,12 @@ class Script:
         return [self._next(play, tokens) for play, tokens in work]
 
     def close(self, generation: Play) -> None:
+        self._break("close")
         self.closed += 1
+
+    def _break(self, name: str) -> None:
+        if name in self.broken:
+            raise self.broken[name]
 
     def _next(self, play: Play, tokens: int) -> Drawn | None:
         play.left = max(0, play.left - tokens)

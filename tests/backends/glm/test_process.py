@@ -32,9 +32,13 @@ async def start() -> AsyncIterator[Start]:
     """Starts workers; none outlives its test, whatever becomes of the test."""
     started: list[asyncio.subprocess.Process] = []
 
-    async def one(*arguments: str, session: bool = False) -> asyncio.subprocess.Process:
+    async def one(
+        *arguments: str,
+        session: bool = False,
+        program: tuple[str, str] = ("-m", "backends.glm"),
+    ) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "backends.glm", "--port", "0", "--threads", "1", *arguments,
+            sys.executable, *program, "--port", "0", "--threads", "1", *arguments,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             start_new_session=session,
         )  # fmt: skip
@@ -148,6 +152,69 @@ async def test_it_gives_way_while_it_loads_and_takes_part_once_it_serves(
             if set(threads.values()) == {usual}:
                 break
             await asyncio.sleep(0.05)
+
+
+# A worker whose device breaks, or hangs, with the tenant of this name.
+BROKEN = """
+import sys, threading
+from backends.glm.__main__ import main
+from backends.glm.model.runner import Runner
+class Broken(Runner):
+    def open(self, job, *rest):
+        opened = super().open(job, *rest)
+        opened.generation.tenant = job.tenant
+        return opened
+    def step(self, work):
+        if any(generation.tenant == "hang" for generation, _ in work):
+            threading.Event().wait()
+        return super().step(work)
+    def close(self, generation):
+        if generation.tenant == "break":
+            raise RuntimeError("CUDA error")
+        super().close(generation)
+from backends.glm import startup
+startup.Runner = Broken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("tenant", "why"), [("break", "rows could not be cleared"), ("hang", "no step has ended for")]
+)
+async def test_an_engine_that_breaks_or_hangs_ends_the_worker_with_1(
+    start: Start, checkpoint_path: Path, tenant: str, why: str
+) -> None:
+    """Everybody inside is told first; nobody is left to wait for what never comes."""
+    arguments = ("--model", str(checkpoint_path), "--stall-s", "3")
+    process = await start(*arguments, program=("-c", BROKEN))
+    url = await listening(process)
+    long = {
+        "model": "glm-4.6v",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "reasoning_effort": "none",
+        "stream": True,
+        "ignore_eos": True,
+        "max_tokens": 1500,
+    }
+    async with aiohttp.ClientSession(url) as http, asyncio.timeout(READY_S):
+        async with http.get("/load?watch=1") as watch:
+            async for line in watch.content:
+                if json.loads(line)["state"] == "ok":
+                    break
+        async with http.post("/v1/chat/completions", json=long) as other:
+            assert other.status == 200
+            await other.content.readline()
+            fatal = {**long, "max_tokens": 1, "cache_salt": tenant}
+            async with http.post("/v1/chat/completions", json=fatal) as answer:
+                # Where only clearing its rows fails, its own answer is whole.
+                assert answer.status == (503 if tenant == "hang" else 200)
+            rest = await other.read()
+            assert b"worker_failed" in rest
+            assert b"[DONE]" not in rest
+    lines = await finished(process)
+    assert process.returncode == 1
+    assert lines[-1]["event"] == "engine_failed"
+    assert why in lines[-1]["error"]
 
 
 async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_path: Path) -> None:

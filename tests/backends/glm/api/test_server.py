@@ -326,7 +326,7 @@ async def test_health_models_and_load(checkpoint: Checkpoint, serve: Serve) -> N
             "decode_tokens_per_s", "decode_tokens_per_s_total",
             "prefill_tokens_per_s", "kv_tokens_used", "kv_tokens_total", "max_model_len", "state",
             "waiting_tokens", "prompt_tokens", "cached_tokens", "pictures", "cached_pictures",
-            "seq", "image_limits", "adapters",
+            "seq", "image_limits", "adapters", "reason",
         }  # fmt: skip
         assert first["seq"] < second["seq"]
         assert (first["worker"], first["state"], first["slots"]) == ("w", "ok", 1)
@@ -460,3 +460,43 @@ async def test_unexpected_errors_keep_their_shape_and_their_secrets(
     captured = capsys.readouterr()
     assert "unexpected_error" in captured.out + captured.err
     assert "secret" not in captured.out + captured.err
+
+
+async def test_a_lost_engine_tells_its_callers_and_says_so_to_everybody(
+    checkpoint: Checkpoint, serve: Serve
+) -> None:
+    script = Script(ids_of(checkpoint, "a"), gated=True)
+    body = {"model": "tiny", "messages": HELLO, "reasoning_effort": "none"}
+    async with serve(script, slots=2) as served, aiohttp.ClientSession(served.url) as http:
+
+        async def post(stream: bool) -> tuple[int, bytes]:
+            asked = {**body, "stream": stream}
+            async with http.post("/v1/chat/completions", json=asked) as response:
+                return response.status, await response.read()
+
+        async with http.get("/load?watch=1") as watch, asyncio.TaskGroup() as group:
+            async with asyncio.timeout(20):
+                script.allow(1)
+                streaming = await http.post("/v1/chat/completions", json={**body, "stream": True})
+                posted = [group.create_task(post(stream)) for stream in (False, True)]
+                report: dict[str, Any] = {}
+                while (report.get("running"), report.get("waiting")) != (1, 2):
+                    report = json.loads(await watch.content.readline())
+                served.engine.give_up("no step has ended for 60 s")
+                told = [await one for one in posted]
+                rest = await streaming.read()
+                states = []
+                while "failed" not in states:
+                    states.append(json.loads(await watch.content.readline())["state"])
+        for status, raw in told:
+            assert (status, json.loads(raw)["error"]["code"]) == (503, "worker_failed")
+        assert b"worker_failed" in rest
+        assert b"[DONE]" not in rest
+        for path in ("/health", "/load", "/load?watch=1"):
+            async with http.get(path) as response:
+                assert response.status == 503
+                found = await response.json()
+            assert found.get("state", found.get("status")) == "failed"
+            assert found["reason"] == "no step has ended for 60 s"
+        assert (await post(False))[0] == 503
+        script.allow(9)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from backends.glm.answer.output import Output
-from backends.glm.engine.engine import Engine
+from backends.glm.engine.engine import FAILED_STEPS_MAX, Engine
 from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress
 from backends.glm.errors import WorkerBusy, WorkerUnavailable
 from backends.glm.types import Prompt, Sampling
@@ -398,6 +399,149 @@ def test_who_waits_for_pictures_begins_when_they_are_seen(bench: Bench) -> None:
     assert seen.last()[0] == "ab"
     bench.counts(engine, 0, 0)
     assert script.closed == 3
+
+
+LONG = Prompt(ids=list(range(40)), image_token_id=-1, pixels=None, thinking="closed")
+
+
+def test_a_prompt_that_cannot_be_kept_costs_nobody_the_answer(bench: Bench) -> None:
+    script = Script(b"abc")
+    script.broken["keep"] = RuntimeError("out of memory")
+    engine = bench.start(script, kept_blocks=8)
+    ends = []
+    for number in range(3):
+        if number == 1:
+            script.broken.clear()
+        inbox = Inbox()
+        engine.submit(engine.admit(), job(inbox, max_tokens=3, prompt=LONG))
+        text, end = inbox.last()
+        assert isinstance(end, Finished)
+        assert text == "abc"
+        ends.append(end.cached_tokens)
+    assert ends == [0, 0, 32]  # what was not copied is not found either
+    assert engine.trouble is None
+
+
+class Panic(BaseException):
+    """As pyo3 raises for a panic of a library in Rust."""
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "why"),
+    [
+        ("close", RuntimeError("on fire"), "could not be cleared: RuntimeError at"),
+        ("step", Panic("on fire"), "thread has ended: Panic at"),
+    ],
+)
+def test_an_engine_that_cannot_go_on_tells_everybody(
+    bench: Bench, call: str, error: BaseException, why: str
+) -> None:
+    script = Script(b"ab", gated=True)
+    engine = bench.start(script, slots=2)
+    inboxes = [Inbox() for _ in range(3)]
+    for inbox in inboxes:
+        engine.submit(engine.admit(), job(inbox, max_tokens=1 if inbox is inboxes[0] else 9))
+    bench.counts(engine, 2, 1)
+    prepared_late = engine.admit()
+    script.broken[call] = error
+    script.allow(9)
+    ends = [inbox.last()[1] for inbox in inboxes]
+    if call == "close":  # its answer was whole
+        assert isinstance(ends.pop(0), Finished)
+    for end in ends:
+        assert isinstance(end, Failed)
+        assert (end.engine, end.aborted) == (True, False)
+        assert why in end.detail
+        assert "fire" not in end.detail
+    assert why in (engine.trouble or "")
+    bench.counts(engine, 0, 0)
+    with pytest.raises(WorkerUnavailable) as caught:
+        engine.admit()
+    assert (caught.value.status, caught.value.code) == (503, "worker_failed")
+    with pytest.raises(WorkerUnavailable):
+        engine.submit(prepared_late, job(Inbox()))
+    engine.abort(prepared_late)
+
+
+def test_a_device_that_fails_every_step_ends_the_engine(bench: Bench) -> None:
+    script = Script(b"ab")
+    engine = bench.start(script)
+    script.broken["step"] = RuntimeError("device-side assert")
+    for number in range(1, FAILED_STEPS_MAX + 1):
+        inbox = Inbox()
+        engine.submit(engine.admit(), job(inbox))
+        end = inbox.last()[1]
+        assert isinstance(end, Failed)
+        assert not end.engine  # its own step failed
+        if number == FAILED_STEPS_MAX - 1:  # one that succeeds between them: it was the requests
+            script.broken.clear()
+            good = Inbox()
+            engine.submit(engine.admit(), job(good, max_tokens=1))
+            assert isinstance(good.last()[1], Finished)
+            script.broken["step"] = RuntimeError("device-side assert")
+    assert engine.trouble is None
+    for _ in range(FAILED_STEPS_MAX - 1):
+        inbox = Inbox()
+        engine.submit(engine.admit(), job(inbox))
+        inbox.last()
+    while engine.trouble is None:
+        bench.changes.get(timeout=WAIT_S)
+    assert "5 steps in a row" in engine.trouble
+    assert "assert" not in engine.trouble
+
+
+def test_one_that_hangs_is_given_up_and_what_it_still_brings_is_nobodys(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine, running, waiting = bench.start(script), Inbox(), Inbox()
+    engine.submit(engine.admit(), job(running))
+    script.entered.acquire(timeout=WAIT_S)
+    engine.submit(engine.admit(), job(waiting))
+    before = engine.pulse()
+    assert before.steps.busy
+    assert before == engine.pulse()  # nothing moves
+    engine.give_up("no step has ended")
+    engine.give_up("a second reason")
+    for inbox in (running, waiting):
+        assert inbox.next() == Failed("no step has ended", engine=True)
+    script.allow(9)  # it comes back after all
+    engine._thread.join(WAIT_S)
+    assert running.empty
+    assert engine.trouble == "no step has ended"
+    assert script.steps == 1
+
+
+def test_a_pulse_says_what_there_is_to_do(bench: Bench) -> None:
+    script = Script(b"ab")
+    script.blind = True
+    engine, inbox = bench.start(script), Inbox()
+    assert not engine.pulse().steps.busy
+    ticket = engine.admit()
+    engine.submit(ticket, job(inbox))
+    bench.counts(engine, 1, 0)
+    while not script.told:
+        bench.changes.get(timeout=WAIT_S)
+    pulse = engine.pulse()  # its pictures are being encoded: no step can be taken
+    assert (pulse.steps.busy, pulse.pictures.busy) == (False, True)
+    engine.abort(ticket)
+    inbox.last()
+
+
+def test_no_call_of_the_model_holds_the_counts_up(bench: Bench) -> None:
+    """Whatever the model does, load and health can be read: they are, on the event loop."""
+
+    class Asking(Script):
+        def __getattribute__(self, name: str) -> object:
+            if name in ("open", "step", "keep", "close"):
+                thread = threading.Thread(target=lambda: (engine.load(), asked.append(name)))
+                thread.start()
+                thread.join(WAIT_S)
+            return super().__getattribute__(name)
+
+    asked: list[str] = []
+    engine, inbox = bench.start(Asking(b"ab"), kept_blocks=8), Inbox()
+    engine.submit(engine.admit(), job(inbox, max_tokens=2, prompt=LONG))
+    assert isinstance(inbox.last()[1], Finished)
+    assert set(asked) == {"open", "step", "keep", "close"}
 
 
 def test_a_queue_is_bounded_by_its_tokens_too(bench: Bench) -> None:
