@@ -19,6 +19,7 @@ from aiohttp import web
 
 from backends.glm.answer.choices import Choice, Naming
 from backends.glm.api.adapter_calls import adapter_routes
+from backends.glm.api.bodies import Bodies
 from backends.glm.api.replies import DONE, ReplyHead, sse, timings
 from backends.glm.api.report import LoadReporter
 from backends.glm.api.service import Conversation, Service
@@ -31,7 +32,8 @@ from backends.glm.errors import (
     worker_failed,
 )
 
-BODY_BYTES_MAX = 64 * 1024 * 1024  # two pictures of the largest size as base64, and some text
+CALL_BYTES_MAX = 64 * 1024  # of calls other than chat: a name and a path
+PATH_TOLD = 80  # characters of an unknown path that are said back
 LOAD_HEADER = "x-yuzui-load"
 # What a request may need beyond text, in the words of `policies.types.Capability`, and reasoning.
 CAPABILITIES = ("vision", "reasoning", "tools", "structured", "logprobs", "choices")
@@ -39,6 +41,7 @@ _STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cac
 
 _SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 _REPORTER: web.AppKey[LoadReporter] = web.AppKey("reporter", LoadReporter)
+_BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 _log = structlog.get_logger("glm.server")
 
@@ -47,9 +50,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def make_app(service: Service, reporter: LoadReporter) -> web.Application:
     """The application; run it with `handler_cancellation=True`, or callers who leave are missed."""
-    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors_as_json])
+    app = web.Application(client_max_size=CALL_BYTES_MAX, middlewares=[_errors_as_json])
     app[_SERVICE] = service
     app[_REPORTER] = reporter
+    app[_BODIES] = Bodies()
     app.router.add_post("/v1/chat/completions", _chat)
     app.router.add_get("/v1/models", _models)
     app.add_routes(adapter_routes(service))
@@ -65,15 +69,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except WorkerError as error:
         return _error_reply(request, error)
     except web.HTTPException as error:  # aiohttp's own: unknown path, wrong method, body too large
-        return _error_reply(
-            request,
-            WorkerError(
-                error.reason,
-                status=error.status,
-                kind="invalid_request_error",
-                code=error.reason.lower().replace(" ", "_"),
-            ),
-        )
+        return _error_reply(request, _of_http(error, request))
     except ConnectionError:
         raise  # the caller left in the middle of a reply; aiohttp ends the connection quietly
     except Exception as error:  # the last line of defence: the caller gets a shape it can read
@@ -85,6 +81,20 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
             path=request.path,
         )
         return _error_reply(request, engine_failure("The worker failed on this request."))
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> WorkerError:
+    """aiohttp's own refusal in our shape, with what to do instead."""
+    code, text = error.reason.lower().replace(" ", "_"), error.reason
+    if isinstance(error, web.HTTPNotFound):
+        text = f"There is nothing at {request.method} {request.path[:PATH_TOLD]}; the calls are "
+        text += "POST /v1/chat/completions, GET /v1/models, GET /health and GET /load."
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        text = f"This path takes {', '.join(sorted(error.allowed_methods))}, not {error.method}."
+    elif isinstance(error, web.HTTPRequestEntityTooLarge):
+        code = "request_too_large"
+        text = f"The body of this call may have at most {CALL_BYTES_MAX:,} bytes."
+    return WorkerError(text, status=error.status, kind="invalid_request_error", code=code)
 
 
 def _error_reply(request: web.Request, error: WorkerError) -> web.Response:
@@ -156,8 +166,8 @@ async def _load(request: web.Request) -> web.StreamResponse:
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
-    raw = await request.read()
-    async with request.app[_SERVICE].converse(raw) as talk:
+    body = request.app[_BODIES].read(request)
+    async with request.app[_SERVICE].converse(body) as talk:
         headers = {LOAD_HEADER: request.app[_REPORTER].header()}
         head = ReplyHead(
             naming=Naming(reply_id=f"chatcmpl-{uuid.uuid4().hex}", spelled=talk.spelled),

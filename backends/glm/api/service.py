@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -157,10 +157,13 @@ class Service:
         self._pictures.close()
 
     @asynccontextmanager
-    async def converse(self, raw: bytes) -> AsyncIterator[Conversation]:
-        """Admit a request, prepare it off the loop, submit it; leaving the block frees its place.
+    async def converse(
+        self, body: AbstractAsyncContextManager[bytearray]
+    ) -> AsyncIterator[Conversation]:
+        """Admit a request, then read its body, prepare it off the loop, submit it; leaving the
+        block frees its place. `body` is left once the request is prepared.
 
-        Raises: WorkerError (400, 404, 503) before the block is entered.
+        Raises: WorkerError (400, 404, 503, or as the body does) before the block is entered.
         """
         serving = self._require_serving()
         tickets: list[Ticket] = [serving.engine.admit()]
@@ -169,7 +172,8 @@ class Service:
             # bounded by the request's max_tokens
             events: Events = asyncio.Queue()
             self._mail.bind(asyncio.get_running_loop())
-            prepared = await self._prepare(serving, raw)
+            async with body as raw:
+                prepared = await self._prepare(serving, raw)
             # How many answers are wanted is known only now; the further ones need places, too.
             for _ in prepared.plans[1:]:
                 tickets.append(serving.engine.admit())
@@ -200,7 +204,7 @@ class Service:
                 serving.engine.abort(ticket)
             self._on_change()
 
-    async def _prepare(self, serving: Serving, raw: bytes) -> Prepared:
+    async def _prepare(self, serving: Serving, raw: bytearray) -> Prepared:
         """All before the engine, off the loop. Whose request it is is known once it is read."""
         preparer = serving.preparer
         names = serving.adapters.served(self.names)  # they change on the loop only

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from backends.glm.answer.grammar import Grammars
 from backends.glm.answer.output import Output, ToolReading
 from backends.glm.answer.toolcalls import MARKERS
@@ -34,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A request that is ready for the engine; one plan for each answer."""
+    """A request that is ready for the engine, without its messages; one plan for each answer."""
 
     request: ChatRequest
     prompt: Prompt
@@ -51,7 +53,7 @@ class Preparer:
     sampling: Sampling
     limits: Limits
 
-    def read(self, raw: bytes, names: Sequence[str]) -> ChatRequest:
+    def read(self, raw: bytes | bytearray, names: Sequence[str]) -> ChatRequest:
         """Parse and check. `names`: model names that are answered to; who asks for another is told
         the first.
 
@@ -84,7 +86,9 @@ class Preparer:
         for index in range(request.n):
             yield
             plans.append(self._plan(request, prompt, max_tokens, index))
-        return Prepared(request=request, prompt=prompt, plans=tuple(plans))
+        # The messages hold the pictures as text, and nobody asks for them any more.
+        slim = msgspec.structs.replace(request, messages=())
+        return Prepared(request=slim, prompt=prompt, plans=tuple(plans))
 
     def _check(self, request: ChatRequest) -> None:
         """What depends on this worker's limits and vocabulary. Raises: WorkerError 400."""

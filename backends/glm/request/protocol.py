@@ -119,7 +119,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
 
 
-def parse_chat(raw: bytes) -> ChatRequest:
+def parse_chat(raw: bytes | bytearray) -> ChatRequest:
     """Decode and check a request body.
 
     Raises: WorkerError 400 that names the field, also for what this worker does not do.

@@ -205,12 +205,21 @@ async def test_errors_have_the_openai_shape(checkpoint: Checkpoint, serve: Serve
             assert error["code"] == code
 
 
-async def test_too_large_a_body(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODY_BYTES_MAX", 1000)
+async def test_refusals_say_what_to_do_instead(serve: Serve) -> None:
     async with serve(Script([0])) as served, aiohttp.ClientSession(served.url) as http:
-        async with http.post("/v1/chat/completions", data=b"x" * 2000) as response:
-            assert response.status == 413
-            assert (await response.json())["error"]["type"] == "invalid_request_error"
+        for method, path, size, told in (
+            (
+                "GET",
+                "/v1/completions",
+                0,
+                "There is nothing at GET /v1/completions; the calls are ",
+            ),
+            ("GET", "/v1/chat/completions", 0, "takes POST, not GET"),
+            ("POST", "/v1/load_lora_adapter", server.CALL_BYTES_MAX + 1, "at most 65,536 bytes"),
+        ):
+            async with http.request(method, path, data=b" " * size) as response:
+                assert response.status in (404, 405, 413)
+                assert told in (await response.json())["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
