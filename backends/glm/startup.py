@@ -36,7 +36,6 @@ from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Sampling
 
 ONE_THREAD_PARAMETERS = 50_000_000
-WARM_UP_ROUNDS = 2  # the first one pays for lazy initialisation and is not measured
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
 WARM_UP_SIDE_PX = 112
 # Nothing is measured before it: a 9B whose weights are read from a slow disk takes minutes.
@@ -54,19 +53,24 @@ class Assembled:
     adapters: Adapters
     step_tokens: int
 
-    def start(self) -> Serving:
-        """Start the engine and measure short generations with a picture.
+    def start(self, take_part: Callable[[], None] = lambda: None) -> Serving:
+        """Start the engine and measure a short generation with a picture.
 
-        The engine's threads have the priority of the one that calls this.
+        The engine's threads have the priority of the one that calls this. `take_part` is called
+        when all is done that need not be measured: from then on this competes with those that
+        serve. The generation before it pays for lazy initialisation.
 
         Raises: LoadError.
         """
         self.engine.start()
-        _warm_up(self.engine, self.checkpoint)
+        _warm_up(self.engine, self.checkpoint, tenant="warm-up")
+        heap.settle()
+        take_part()
+        self.engine.forget_speeds()
+        _warm_up(self.engine, self.checkpoint, tenant="measured")
         speed = self.engine.load().prefill_tokens_per_s
         if not self.options.capacity.step_tokens:
             self.engine.read_beside(beside_tokens(self.step_tokens, speed))
-        heap.settle()
         preparer = self.checkpoint.preparer(self.options.limits)
         limits = self.checkpoint.prompts.vision.limits
         stall_s = self.options.stall_s or stall_limit_s(
@@ -164,33 +168,33 @@ def _room(options: Options, checkpoint: Checkpoint) -> Capacity:
     )
 
 
-def _warm_up(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Real generations with a picture: prove that the checkpoint works, and measure it."""
+def _warm_up(engine: Engine, checkpoint: Checkpoint, *, tenant: str) -> None:
+    """A real generation with a picture: proves that the checkpoint works, and is measured.
+
+    `tenant`: another one each time, or the second would be remembered and not measured.
+    """
     try:
         prompt = checkpoint.prompts.build(_warm_up_chat(checkpoint.max_model_len))
     except WorkerError as error:
         raise _cannot_answer(error) from error
-    room = checkpoint.prompts.max_model_len - len(prompt.ids)
-    for number in range(WARM_UP_ROUNDS):
-        engine.forget_speeds()
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        job = Job(
-            prompt=prompt,
-            sampling=Sampling(temperature=0.0),
-            stop_ids=frozenset(),
-            max_tokens=min(WARM_UP_TOKENS, room),
-            output=Output(checkpoint.tokenizer.bytes_of, think_ids=(None, None), thinking="closed"),
-            emit=events.put,
-            tenant=f"warm-up {number}",  # or the second one would be remembered, not measured
-        )
-        engine.submit(engine.admit(), job)
-        try:
-            while not isinstance(event := events.get(timeout=WARM_UP_STALL_S), Finished | Failed):
-                pass
-        except queue.Empty:
-            raise _cannot_answer(f"no word came for {WARM_UP_STALL_S:.0f} s") from None
-        if isinstance(event, Failed):
-            raise _cannot_answer(event.detail)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    job = Job(
+        prompt=prompt,
+        sampling=Sampling(temperature=0.0),
+        stop_ids=frozenset(),
+        max_tokens=min(WARM_UP_TOKENS, checkpoint.prompts.max_model_len - len(prompt.ids)),
+        output=Output(checkpoint.tokenizer.bytes_of, think_ids=(None, None), thinking="closed"),
+        emit=events.put,
+        tenant=tenant,
+    )
+    engine.submit(engine.admit(), job)
+    try:
+        while not isinstance(event := events.get(timeout=WARM_UP_STALL_S), Finished | Failed):
+            pass
+    except queue.Empty:
+        raise _cannot_answer(f"no word came for {WARM_UP_STALL_S:.0f} s") from None
+    if isinstance(event, Failed):
+        raise _cannot_answer(event.detail)
 
 
 def _cannot_answer(why: object) -> LoadError:

@@ -171,14 +171,14 @@ class _Worker:
         """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""
         try:
             check_files(self._options.model)
-            # Imports torch, hence not at the top.
-            gently(lambda: import_module("backends.glm.startup"))
-            from backends.glm import startup
+            with heap.filling():
+                # Imports torch, hence not at the top.
+                gently(lambda: import_module("backends.glm.startup"))
+                from backends.glm import startup
 
-            startup.set_threads(self._options)
-            assembled = gently(lambda: startup.assemble(self._options, self._changes.notify))
-            take_part()  # before anything is measured
-            self._loaded = assembled.start()
+                startup.set_threads(self._options)
+                assembled = gently(lambda: startup.assemble(self._options, self._changes.notify))
+            self._loaded = assembled.start(take_part)
         except Exception as error:  # whatever it is, the process must end with its reason
             self._loaded = LoadFailure(str(error) or type(error).__name__)
         self._changes.notify()

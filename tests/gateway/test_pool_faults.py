@@ -21,7 +21,7 @@ from policies import breaker
 from tests.gateway.rig import PATIENCE_S, Rig, rig, until
 from tests.gateway.test_pool_flow import pool, up
 from tests.ports import free_port
-from tests.proof.pool import judged
+from tests.proof.callers import judged
 
 CARD = json.dumps({"object": "list", "data": [{"id": "glm", "object": "model"}]}).encode()
 STREAM = b"content-type: text/event-stream\r\n"

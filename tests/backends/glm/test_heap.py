@@ -82,3 +82,18 @@ def test_the_collector_does_not_wait_for_a_quarter_of_what_is_frozen() -> None:
 
 def test_a_library_without_the_function_is_no_error() -> None:
     assert heap._call("no_such_function_anywhere", 1) == 0
+
+
+def test_nothing_is_looked_for_while_it_is_filled_and_again_after_it() -> None:
+    assert gc.isenabled()
+    with heap.filling():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        filled_badly()
+    assert gc.isenabled()
+
+
+def filled_badly() -> None:
+    with heap.filling():
+        _ = 1 // 0
