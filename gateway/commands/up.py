@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,13 @@ def make_stack(config: Config, file: Path | None, *, emulate_cloud: bool = False
     environ = inherited()
     if file is not None:
         environ["YUZUI_CONFIG"] = str(file.absolute())
-    say = partial(print, flush=True)
-    return Stack(config, environ=environ, say=say, emulate_cloud=emulate_cloud)
+    return Stack(config, environ=environ, say=_say, emulate_cloud=emulate_cloud)
+
+
+def _say(text: str) -> None:
+    """A terminal that is gone or a disk that is full keeps nobody from being looked after."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 async def run_stack(

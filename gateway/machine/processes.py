@@ -8,8 +8,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 from gateway.tasks import spawn
 
@@ -64,7 +66,9 @@ class Child:
         self.why = ""  # the last end, in words
         self.state = ChildState.STARTING
         self._quick_ends = 0
-        self._asked_to_end = False  # its next end is a restart that somebody asked for
+        self._backoff_s = BACKOFF_FIRST_S
+        # Somebody wants it anew: its end is no failure, and no pause is kept. Until it is launched.
+        self._asked = asyncio.Event()
         self._stopping = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -78,28 +82,29 @@ class Child:
 
     async def start(self) -> None:
         """Starts the process and watches it from now on."""
-        await self._launch()
-        self._watcher = spawn(self._watch(), name=f"watch {self.name}")
+        self._watcher = spawn(self._watch(await self._launch()), name=f"watch {self.name}")
 
     async def stop(self, patience_s: float) -> None:
         """SIGTERM, then after `patience_s` SIGKILL. Returns when the process is gone."""
         self._stopping = True
+        if self._watcher is not None:  # first, so that nothing is launched behind our back
+            self._watcher.cancel()
+            await asyncio.wait({self._watcher})
         await self._end(patience_s)
         self.state = ChildState.STOPPED
-        if self._watcher is not None:
-            self._watcher.cancel()
 
     async def restart(self, patience_s: float) -> None:
-        """The same, and starts it anew at once. Returns when the new process is launched. One that
-        was given up is tried again."""
-        if self.state is ChildState.GIVEN_UP:
-            self._quick_ends = 0
+        """The same, and starts it anew at once, also one that waits for its next start or was
+        given up. Returns when the new process is launched or could not be."""
+        self._quick_ends, self._backoff_s = 0, BACKOFF_FIRST_S
+        if self._watcher is None or self._watcher.done():
+            self.restarts += 1
             await self.start()
             return
-        launched = self.restarts
-        self._asked_to_end = True
+        launched, watcher = self.restarts, self._watcher  # which ends when it is stopped
+        self._asked.set()
         await self._end(patience_s)
-        while self.restarts == launched and not self._stopping:  # noqa: ASYNC110 - moments
+        while self.restarts == launched and not watcher.done():  # noqa: ASYNC110 - moments
             await asyncio.sleep(0.02)
 
     def kill(self, why: str) -> None:
@@ -120,8 +125,16 @@ class Child:
             process.kill()
             await process.wait()
 
-    async def _launch(self) -> None:
-        with self.log_file.open("ab") as log:
+    async def _launch(self) -> str:
+        """Returns why no process could be made (no memory for one, the command is gone); empty:
+        it runs. A log that cannot be written keeps nobody from running."""
+        self._process = None
+        try:
+            log: IO[bytes] | int = self.log_file.open("ab")
+        except OSError as error:
+            self._say(f"{self.name} runs without its log {self.log_file}: {error.strerror}")
+            log = subprocess.DEVNULL
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=subprocess.DEVNULL,
@@ -131,37 +144,47 @@ class Child:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        self.launched_s = time.monotonic()
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"no process ({error})"
+        finally:
+            if not isinstance(log, int):
+                log.close()
+            self.launched_s = time.monotonic()
         self.state = ChildState.RUNNING
+        return ""
 
-    async def _watch(self) -> None:
-        backoff_s = BACKOFF_FIRST_S
-        while not self._stopping:
-            assert self._process is not None
-            code = await self._process.wait()
-            if self._stopping:
-                return
-            self.why = _named(code)
-            if self._asked_to_end:
-                self._asked_to_end = False
-                self._quick_ends = 0
-            else:
-                self.failures += 1
-                if time.monotonic() - self.launched_s > STEADY_S:
-                    backoff_s, self._quick_ends = BACKOFF_FIRST_S, 0
-                self._quick_ends += 1
+    async def _watch(self, why: str) -> None:
+        """why: the process could not be made; empty: it runs."""
+        while True:
+            if self._process is not None:
+                why = _named(await self._process.wait())
+            self.why = why
+            if not self._asked.is_set():
+                self._count_end()
                 if self._quick_ends >= QUICK_ENDS_MAX:
                     self._give_up()
                     return
-                self.state = ChildState.WAITING
-                self._say(
-                    f"{self.name} ended with {self.why}; starting again in {backoff_s:.1f} s "
-                    f"(its log: {self.log_file})"
-                )
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-            await self._launch()
+                await self._pause()
+            why = await self._launch()
+            self._asked.clear()
             self.restarts += 1
+
+    def _count_end(self) -> None:
+        self.failures += 1
+        if time.monotonic() - self.launched_s > STEADY_S:
+            self._backoff_s, self._quick_ends = BACKOFF_FIRST_S, 0
+        self._quick_ends += 1
+
+    async def _pause(self) -> None:
+        """Until it is tried again, or somebody asks for it."""
+        pause_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, BACKOFF_MAX_S)
+        self.state = ChildState.WAITING
+        self._say(
+            f"{self.name} ended with {self.why}; starting again in {pause_s:.1f} s "
+            f"(its log: {self.log_file})"
+        )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), pause_s)
 
     def _give_up(self) -> None:
         self.state = ChildState.GIVEN_UP
@@ -189,4 +212,9 @@ def _die_with_parent() -> None:
 
 
 def _named(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # most of those of real time have no name
+        return f"signal {-code}"

@@ -238,7 +238,8 @@ class Stack:
             if child.failures >= FAILURES_MAX:
                 break
             await asyncio.sleep(POLL_S)
-        text = f"{child.name} did not come up; the end of {child.log_file}:"
+        text = f"{child.name} did not come up{f' ({child.why})' if child.why else ''}"
+        text += f"; the end of {child.log_file}:"
         raise StartFailed(f"{text}\n{tail(child.log_file)}")
 
 

@@ -94,5 +94,82 @@ async def test_a_hanging_one_is_killed_and_comes_back(tmp_path: Path, said: list
     assert len(said) == 2
 
 
+async def test_one_that_cannot_be_launched_is_tried_again(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the machine has no memory for another process."""
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    command, gone = tmp_path / "python", tmp_path / "gone"
+    command.symlink_to(sys.executable)
+    it = child(tmp_path, said, [str(command), *SLEEPS[1:]])
+    await it.start()
+    command.rename(gone)
+    assert it.pid is not None
+    os.kill(it.pid, signal.SIGKILL)
+    await until(lambda: it.failures >= 3)
+    assert it.why.startswith("no process (")
+    assert "No such file" in it.why
+    gone.rename(command)
+    await until(lambda: it.running)
+
+    command.rename(gone)
+    await it.restart(5)  # returns although there is nothing to launch
+    await until(lambda: it.state is ChildState.GIVEN_UP)
+    assert "No such file" in said[-1]
+    gone.rename(command)
+    await it.restart(5)
+    assert it.running
+    await it.stop(5)
+
+
+async def test_one_whose_log_cannot_be_written_runs_without(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    it = child(tmp_path / "logs", said, SLEEPS)
+    await it.start()
+    assert it.running
+    first = it.pid
+    assert first is not None
+    assert "runs without its log" in said[0]
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: it.running and it.pid != first)
+    await it.stop(5)
+
+
+@pytest.mark.parametrize("state", [ChildState.WAITING, ChildState.GIVEN_UP])
+async def test_who_asks_waits_for_no_pause_and_forgives_only_what_was(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, state: ChildState
+) -> None:
+    """A restart is one launch, however far it was; the next crash is a crash again."""
+    pause_s = 600.0 if state is ChildState.WAITING else 0.01
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", pause_s)
+    cured = tmp_path / "cured"
+    code = f"import os,time; os.path.exists({str(cured)!r}) or os._exit(3); time.sleep(600)"
+    it = child(tmp_path, said, [sys.executable, "-S", "-c", code])
+    await it.start()
+    await until(lambda: it.state is state)
+    cured.touch()
+    failures, restarts = it.failures, it.restarts
+    await it.restart(5)
+    assert it.running
+    assert (it.failures, it.restarts) == (failures, restarts + 1)
+    assert it.pid is not None
+    os.kill(it.pid, signal.SIGKILL)
+    await until(lambda: it.failures == failures + 1)
+    await it.stop(5)
+
+
+async def test_an_end_by_a_signal_without_a_name(tmp_path: Path, said: list[str]) -> None:
+    it = child(tmp_path, said, SLEEPS)
+    await it.start()
+    first = it.pid
+    assert first is not None
+    os.kill(first, 40)
+    await until(lambda: it.running and it.pid != first)
+    assert it.why == "signal 40"
+    await it.stop(5)
+
+
 def test_the_end_of_a_log_that_is_not_there(tmp_path: Path) -> None:
     assert tail(tmp_path / "none.log") == ""
