@@ -18,6 +18,7 @@ from backends.glm.answer.forms import Form, Tools, read_form, read_tools
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.request.messages import ImagePart, Message, WireMessage, read_message
 from backends.glm.types import SamplingOverrides
+from backends.surrogates import HALF_CHARACTER, half_character
 
 STOP_STRINGS_MAX = 4  # OpenAI's limit for `stop`
 STOP_CHARS_MAX = 1000  # of one: the end of the text is compared with it at every token
@@ -130,6 +131,8 @@ def parse_chat(raw: bytes | bytearray) -> ChatRequest:
         text = str(error)  # names types and the path, never the value
         raise bad_request(f"Invalid request: {text}", param=_path_of(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if half_character(raw):
+            raise bad_request(f"The request body {HALF_CHARACTER}.", code="invalid_text") from None
         raise bad_request("The request body is not valid JSON.") from None
     _refuse_unsupported(body)
     if not body.messages:
@@ -158,9 +161,14 @@ def parse_chat(raw: bytes | bytearray) -> ChatRequest:
 
 
 def _path_of(text: str) -> str | None:
-    """The field in msgspec's message: "... - at `$.messages[0].role`" -> "messages[0].role"."""
-    _, found, tail = text.rpartition("`$")
-    return (tail.rstrip("`").lstrip(".") or None) if found else None
+    """The field in msgspec's message: "... - at `$.messages[0].role`" -> "messages[0].role", and
+    one that is missing: "Object missing required field `model`" -> "model"."""
+    what, found, tail = text.rpartition("`$")
+    path = tail.rstrip("`").lstrip(".") if found else ""
+    _, missing, name = (what if found else text).partition("missing required field `")
+    if missing:
+        path = f"{path}.{name.partition('`')[0]}".lstrip(".")
+    return path or None
 
 
 def _refuse_unsupported(body: Any) -> None:
@@ -186,19 +194,28 @@ def _max_tokens(body: _Fields) -> int | None:
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > STOP_STRINGS_MAX:
-        raise bad_request(f"`stop` takes at most {STOP_STRINGS_MAX} strings.", param="stop")
-    if not all(0 < len(text) <= STOP_CHARS_MAX for text in strings):
         raise bad_request(
-            f"`stop` takes strings of 1 to {STOP_CHARS_MAX} characters.", param="stop"
+            f"`stop` takes at most {STOP_STRINGS_MAX} strings, not {len(strings)}.", param="stop"
         )
+    for index, text in enumerate(strings):
+        if not 0 < len(text) <= STOP_CHARS_MAX:
+            raise bad_request(
+                f"`stop` takes strings of 1 to {STOP_CHARS_MAX} characters; this one has "
+                f"{len(text)}.",
+                param="stop" if isinstance(stop, str) else f"stop[{index}]",
+            )
     return strings
 
 
 def _stop_ids(ids: list[int] | None) -> tuple[int, ...]:
-    if len(ids or ()) > STOP_IDS_MAX or any(token_id < 0 for token_id in ids or ()):
+    if len(ids or ()) > STOP_IDS_MAX:
         raise bad_request(
             f"`stop_token_ids` takes at most {STOP_IDS_MAX} token ids.", param="stop_token_ids"
         )
+    for index, token_id in enumerate(ids or ()):
+        if token_id < 0:
+            param = f"stop_token_ids[{index}]"
+            raise bad_request(f"`{param}` is below 0; token ids begin at 0.", param=param)
     return tuple(ids or ())
 
 

@@ -109,7 +109,8 @@ def test_the_thinking_switch(fields: dict[str, Any], expected: bool | None) -> N
         ({"n": 0}, "n"),
         ({"n": -1}, "n"),
         ({"stop": "x" * (STOP_CHARS_MAX + 1)}, "stop"),
-        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop_token_ids": [5, -1]}, "stop_token_ids[1]"),
         ({"stop_token_ids": [1] * (STOP_IDS_MAX + 1)}, "stop_token_ids"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
@@ -193,3 +194,37 @@ def test_what_cannot_be_continued() -> None:
 def test_any_bytes_are_a_request_or_a_400(raw: bytes) -> None:
     with contextlib.suppress(WorkerError):
         assert isinstance(parse_chat(raw), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "model"),
+        ({"model": "m"}, "messages"),
+        ({"model": "m", "messages": [{"content": "a"}]}, "messages[0].role"),
+        ({"model": "m", "messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ([], None),
+    ],
+)
+def test_a_field_that_is_missing_is_named(body: Any, param: str | None) -> None:
+    with pytest.raises(WorkerError) as caught:
+        parse_chat(json.dumps(body).encode())
+    assert caught.value.param == param
+
+
+def test_what_is_wrong_with_a_stop_is_said() -> None:
+    assert "at most 4 strings, not 5" in refused(stop=list("abcde")).message
+    assert "this one has 0" in refused(stop=["a", ""]).message
+    assert "below 0" in refused(stop_token_ids=[-1]).message
+
+
+def test_half_a_character_is_not_called_broken_json() -> None:
+    with pytest.raises(WorkerError) as caught:
+        parse_chat(b'{"model": "m", "messages": [{"role": "user", "content": "a \\ud83d"}]}')
+    assert caught.value.code == "invalid_text"
+    assert "half of a character" in caught.value.message
+    whole = b'{"model": "m", "messages": [{"role": "user", "content": "a \\ud83d\\ude42"}]}'
+    assert parse_chat(whole).messages[0].parts == (TextPart("a 🙂"),)
+    with pytest.raises(WorkerError) as caught:
+        parse_chat(whole[:-3])
+    assert "not valid JSON" in caught.value.message
