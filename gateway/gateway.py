@@ -137,9 +137,17 @@ class Gateway:
 
     def later(self, coro: Coroutine[Any, Any, None]) -> None:
         """Runs work that outlives its request; the end of the process waits for it."""
+        _ = self._keep(coro)
+
+    async def surely(self, coro: Coroutine[Any, Any, None]) -> None:
+        """Runs work to its end, also should whoever waits for it be cancelled."""
+        await asyncio.shield(self._keep(coro))
+
+    def _keep(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = spawn(coro, name="later")
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     def _drifted(self, found: Drift) -> None:
         day = time.strftime("%Y-%m-%d", time.gmtime())

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import deque
 
+import structlog
 from aiohttp import web
 from msgspec.structs import replace
 
@@ -27,12 +28,13 @@ from gateway.pool.waiting import NoRoom, Place, late_for
 from gateway.record import Exchange
 from gateway.relay import Relay
 from gateway.run import Run
-from gateway.tasks import spawn
 from gateway.topup import TopUp
 from gateway.wire.base import Dialect
 from policies.exchange import Event, Step, Then
 from policies.plan import plan
 from policies.types import Attempt, Refusal, Site, SloClass
+
+_log = structlog.get_logger("yuzui.serve")
 
 # Past its total time limit an attempt is dead; its hold outlives it by this much, so that a slow
 # settlement is not overtaken by the sweeper.
@@ -118,12 +120,14 @@ class _Attempts:
                     )
                     broken = taken.then is Then.BREAK
                     outcome = Outcome.BROKEN if broken else _outcome(failure)
-                    await self._exchange.settle(run, taken, outcome=outcome)
+                    await self._settle(run, taken, outcome)
                     if broken:
-                        return await self._break(failure)
+                        return await self._break(errors.of_failure(failure, pinned=False))
                     error = errors.of_failure(failure, pinned=self._exchange.pinned)
                     if taken.then is Then.FAIL:
                         break
+                except Exception:  # whatever it was: money that is held must not stay so
+                    return await self._give_up(run)
         assert error is not None  # a plan is never empty
         raise self._exchange.explain(error)
 
@@ -196,8 +200,8 @@ class _Attempts:
         except (asyncio.CancelledError, ConnectionResetError):
             if not run.over:  # else the answer was complete and only its tail was not taken
                 taken = run.advance(Event.CLIENT_GONE)
-                settling = self._exchange.settle(run, taken, outcome=Outcome.CLIENT_GONE)
-                self._gateway.later(settling)  # this task is being cancelled
+                gone = self._exchange.settle(run, taken, outcome=Outcome.CLIENT_GONE)
+                self._gateway.later(gone)  # this task is being cancelled
             raise
         finally:
             if reply is not None:
@@ -235,9 +239,7 @@ class _Attempts:
     async def _plain(self, reply: Reply, run: Run) -> web.StreamResponse:
         body, usage = await reply.body()
         taken = run.finished(usage)
-        await asyncio.shield(
-            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
-        )
+        await self._settle(run, taken, Outcome.OK)
         return web.Response(
             body=self._dialect.answer(body),
             content_type="application/json",
@@ -256,9 +258,7 @@ class _Attempts:
                     raise
                 return await self._curtail(run, relay, topup.cut_by)
         taken = run.finished(relay.usage, relay.finish_reason)
-        await asyncio.shield(
-            spawn(self._exchange.settle(run, taken, outcome=Outcome.OK), name="settle")
-        )
+        await self._settle(run, taken, Outcome.OK)
         await self._write(relay.tail(self._exchange.note()), run)
         assert self._response is not None
         await self._response.write_eof()
@@ -275,8 +275,7 @@ class _Attempts:
     async def _curtail(self, run: Run, relay: Relay, found: Exhausted | None) -> web.StreamResponse:
         """The stream is at the end of its money: it ends as at an output limit, and says so."""
         taken = self._exchange.curtailed(run, found)
-        settling = self._exchange.settle(run, taken, outcome=Outcome.CURTAILED)
-        await asyncio.shield(spawn(settling, name="settle"))
+        await self._settle(run, taken, Outcome.CURTAILED)
         await self._write(relay.curtailed(self._exchange.note()), run)
         assert self._response is not None
         await self._response.write_eof()
@@ -292,13 +291,30 @@ class _Attempts:
                 run.advance(Event.DELIVERED)
         await self._response.write(data)
 
-    async def _break(self, failure: Failure) -> web.StreamResponse:
+    async def _break(self, error: GatewayError) -> web.StreamResponse:
         """The stream ends with an in-band error, and never with a [DONE]."""
         assert self._response is not None
-        body = errors.of_failure(failure, pinned=False).body()
-        await self._response.write(b"data: " + body + b"\n\n")
+        await self._response.write(b"data: " + error.body() + b"\n\n")
         await self._response.write_eof()
         return self._response
+
+    async def _settle(self, run: Run, taken: Step, outcome: Outcome) -> None:
+        """Closes the books of an attempt, also should the client leave while that is done."""
+        await self._gateway.surely(self._exchange.settle(run, taken, outcome=outcome))
+
+    async def _give_up(self, run: Run) -> web.StreamResponse:
+        """Ends an attempt for the exception that is being handled, a fault of the gateway's own;
+        the cloud may bill it all the same. Raises it again if nothing has reached the client."""
+        if not run.over:  # else its settlement is the one that failed
+            free = run.attempt.site is Site.LOCAL
+            taken = run.advance(Event.REFUSED if free else Event.LOST)
+            begun = taken.then is Then.BREAK
+            await self._settle(run, taken, Outcome.BROKEN if begun else Outcome.FAILED)
+        if self._response is None:
+            raise
+        _log.exception("unexpected", hold_id=run.hold_id)
+        text = "an unexpected error in the gateway; it has been logged"
+        return await self._break(GatewayError(500, "internal_error", text))
 
     def _advance_failed(self, run: Run, failure: Failure, *, more: bool) -> Step:
         world = self._gateway.world
