@@ -318,7 +318,7 @@ class _Attempts:
 
     def _advance_failed(self, run: Run, failure: Failure, *, more: bool) -> Step:
         world = self._gateway.world
-        world.failed(run.attempt, failure)
+        world.failed(run.attempt, failure, adapter=self._exchange.facts.adapter)
         # nobody sends a bill for what a worker of one's own has not answered
         free = failure.billed is Billed.NO or run.attempt.site is Site.LOCAL
         event = Event.REFUSED if free else Event.LOST

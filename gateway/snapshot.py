@@ -43,6 +43,9 @@ RETURN_S = 60.0
 MEMORY_MAX = 8_192
 # What says that a worker is gone or hangs, and not only that one request was unlucky.
 _LOST = (Kind.CONNECT, Kind.BROKEN, Kind.TIMEOUT_FIRST)
+# What no further request would change: the target is put aside at once. Whose fault it is (a key
+# or an account of the gateway's, most likely) does not matter to the next caller.
+_FATAL = (Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND)
 
 
 class Target:
@@ -147,6 +150,8 @@ class World:
         """The world now. facts: of the request to be decided, for what workers hold of it."""
         now_s = self._clock()
         reports = [self._worker(report, now_s, facts) for report in self._workers()]
+        if len(self._targets) > len(reports) + len(self._clouds):
+            self._forget({report.id for report in reports})
         workers = latency.assumed(reports)
         return Snapshot(
             workers=workers,
@@ -204,11 +209,19 @@ class World:
             target.decode_tokens_per_s = _ewma(target.decode_tokens_per_s, pace)
         self._output_ewma[model] = _ewma(self._output_ewma.get(model, 0.0), float(output_tokens))
 
-    def failed(self, attempt: Attempt, failure: Failure) -> None:
-        """An attempt failed. A caller's own mistake says nothing of the target."""
-        if failure.fault is not Fault.UPSTREAM:
+    def failed(self, attempt: Attempt, failure: Failure, *, adapter: str = "") -> None:
+        """An attempt failed. A caller's own mistake says nothing of the target, nor does anything
+        that went wrong in the gateway itself. adapter: the one that was asked for."""
+        fatal = failure.kind in _FATAL
+        if failure.fault is Fault.CALLER or (failure.fault is Fault.GATEWAY and not fatal):
             return
         target, now_s = self.target(attempt.target), self._clock()
+        if attempt.site is Site.LOCAL and failure.kind is Kind.NOT_FOUND:
+            # It serves another model than it last said, or has lost the adapter: its next report
+            # tells. One who asks for an adapter that is gone must not take the worker from others.
+            if not adapter:
+                target.refused_s = now_s
+            return
         if failure.kind in (Kind.RATE_LIMITED, Kind.OVERLOADED, Kind.BUSY):
             # A busy worker reports when it has room again; the cloud only says when to come back.
             if attempt.site is Site.LOCAL:
@@ -222,7 +235,6 @@ class World:
             known, target.lost_s = self._is_lost(target), now_s
             if known:  # one death breaks many calls, and is one failure
                 return
-        fatal = failure.kind in (Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND)
         target.window = outlier.add(target.window, now_s, well=False)
         failing = outlier.failing(target.window)
         before = target.breaker
@@ -274,6 +286,13 @@ class World:
         if found is None:
             found = self._targets[name] = Target()
         return found
+
+    def _forget(self, workers: set[str]) -> None:
+        """What is known of workers that have left the pool and of which nothing is awaited: one
+        that comes under the same name is another."""
+        for name in self._targets.keys() - workers - self._clouds.keys():
+            if not self._targets[name].in_flight:
+                del self._targets[name]
 
     def _is_lost(self, target: Target) -> bool:
         """Whether a worker was found gone and has not reported since."""

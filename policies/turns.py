@@ -57,6 +57,16 @@ def served(turns: Turns, tag: float) -> Turns:
     )
 
 
+def left(turns: Turns, facts: Facts) -> Turns:
+    """A request that had joined went away without a slot: its tenant does not pay for it. Its
+    later ones keep the tags they have, and who comes next begins where they would have ended."""
+    ends = turns.finish.get(facts.tenant, 0.0) - cost(facts)
+    finish = {tenant: at for tenant, at in turns.finish.items() if tenant != facts.tenant}
+    if ends > turns.virtual:
+        finish[facts.tenant] = ends
+    return Turns(virtual=turns.virtual, finish=finish)
+
+
 def first_class(since_batch: int) -> SloClass:
     """Which class is looked at first. since_batch: turns of interactive requests while batch
     waited, since its last one."""

@@ -23,9 +23,10 @@ from typing import Any
 
 import msgspec
 
+from backends.pool.reports import COUNT_MAX, PACE_MAX, PACE_MIN
+
 # vLLM with many adapters publishes some ten thousand lines.
 LINES_MAX = 100_000
-COUNT_MAX = 1_000_000  # more requests than any engine holds: such a figure is nonsense
 
 _LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{[^\n]*\})?\s+(\S+)(?:\s+-?\d+)?\s*")
 _RUNNING = {
@@ -134,10 +135,12 @@ def read_slots(data: bytes) -> int | None:
 
 
 def tokens_per_s(before: Totals, now: Totals) -> float | None:
-    """Pace of one request between two looks; None when nothing was generated, or when the engine
-    was started anew."""
+    """Pace of one request between two looks; None when nothing was generated, when the engine was
+    started anew, and when no engine can be so fast or so slow."""
     count, seconds = now.count - before.count, now.seconds - before.seconds
-    return count / seconds if count > 0 and seconds > 0 else None
+    if count <= 0 or seconds <= 0:
+        return None
+    return pace if PACE_MIN <= (pace := count / seconds) <= PACE_MAX else None
 
 
 def _samples(text: str) -> Iterator[tuple[str, float]]:

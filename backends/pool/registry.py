@@ -27,7 +27,7 @@ from backends.openai_http import OpenAIHttpBackend
 from backends.origins import EgressDenied
 from backends.pool.discovery import Source
 from backends.pool.members import Member, members_of
-from backends.pool.reports import REPORT, Report, nonsense, read
+from backends.pool.reports import REPORT, Report, engine_of, nonsense, read
 from backends.pool.worker import Worker
 from policies.types import Health, WorkerState
 
@@ -201,8 +201,13 @@ class Pool:
             self._ready.set()
         else:
             self._ready.clear()
-        if self._on_change is not None:
+        if self._on_change is None:
+            return
+        try:
             self._on_change()
+        except Exception as error:
+            # Whatever it is, the tasks that follow workers and sources call this, and must go on.
+            _log.error("pool_listener_failed", error=type(error).__name__)
 
     def _learn(self, worker: Worker, state: WorkerState, cause: str) -> None:
         before = worker.state
@@ -245,7 +250,7 @@ class Pool:
             await wire.close()
 
     async def _watch(self, worker: Worker, wire: Wire) -> None:
-        rest = b""
+        rest, whole_s = b"", self._clock()
         try:
             async for data in wire.chunks():
                 *lines, rest = (rest + data).split(b"\n")
@@ -253,6 +258,9 @@ class Pool:
                     raise nonsense()
                 for line in lines[-1:]:  # an older report than the last one says nothing
                     await self._reported(worker, read(REPORT, line))
+                    whole_s = self._clock()
+                if self._clock() - whole_s >= REPORT_GAP_S:  # it sends, but no whole report
+                    raise Failure(Kind.TIMEOUT_IDLE, "the worker has not reported in time")
         except Failure as failure:
             if failure.kind in (Kind.TIMEOUT_FIRST, Kind.TIMEOUT_IDLE):
                 self._missed(worker, "no_report", at_once=True)
@@ -275,7 +283,7 @@ class Pool:
         await worker.read_card()
         published = await worker.published()
         if not worker.member.engine:
-            worker.speak(published.engine if published is not None else "openai")
+            worker.speak(published.engine if published is not None else engine_of(worker.card))
         worker.seen_s = self._clock()
         self._learn(worker, worker.of_probe(published), "ok")
 

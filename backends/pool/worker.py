@@ -16,13 +16,16 @@ from backends.pool.metrics import Published, Totals, read_loads, read_metrics, r
 from backends.pool.metrics import tokens_per_s as pace_between
 from backends.pool.reports import (
     CARDS,
+    NAMED,
     REPORT,
     STATUS,
     Card,
+    Named,
     Report,
     Status,
     adapters_of,
     capabilities_of,
+    engine_of,
     maybe,
     nonsense,
     read,
@@ -110,8 +113,9 @@ class Worker:
         if self.member.engine not in ("", "yuzui"):
             return None
         status, body = await self.fetch("/load")
-        report = maybe(REPORT, body, Report())
-        return report if status == 200 and report.engine == "yuzui" else None
+        if status != 200 or maybe(NAMED, body, Named()).engine != "yuzui":
+            return None
+        return read(REPORT, body)
 
     async def read_card(self) -> None:
         """The first model of its list. Raises Failure."""
@@ -140,7 +144,7 @@ class Worker:
             return None
         status, body = await self.fetch("/metrics")
         found = read_metrics(body.decode("utf-8", "replace")) if status == 200 else None
-        if found is None and (self.member.engine or self.card.owned_by) == "sglang":
+        if found is None and (self.member.engine or engine_of(self.card)) == "sglang":
             found = await self._loads()
         if found is not None and self._slots is None and found.engine == "sglang":
             self._slots = await self._server_slots()
@@ -185,14 +189,14 @@ class Worker:
             engine="yuzui",
             adapters=frozenset(report.adapters),
             slots=max(1, report.slots),
-            running=max(0, report.running),
-            waiting=max(0, report.waiting),
-            queue_limit=max(0, report.queue_limit),
+            running=report.running,
+            waiting=report.waiting,
+            queue_limit=report.queue_limit,
             kv_used=report.kv_used,
-            kv_tokens=max(0, report.kv_tokens_total),
-            waiting_tokens=max(0, report.waiting_tokens),
-            decode_tokens_per_s=max(0.0, report.decode_tokens_per_s),
-            prefill_tokens_per_s=max(0.0, report.prefill_tokens_per_s),
+            kv_tokens=report.kv_tokens_total,
+            waiting_tokens=report.waiting_tokens,
+            decode_tokens_per_s=report.decode_tokens_per_s,
+            prefill_tokens_per_s=report.prefill_tokens_per_s,
             heard_s=self.seen_s,
         )
 

@@ -66,6 +66,9 @@ def _problem(config: Config) -> str | None:
             "no Redis or Valkey is named for the books: set redis_url (YUZUI_REDIS_URL); "
             "`yuzui up` starts an embedded one"
         )
-    if not config.workers and not config.ark.enabled:
-        return "nothing could answer: set workers (YUZUI_WORKERS) or ARK_API_KEY"
+    if not config.workers and not config.pool.remote and not config.ark.enabled:
+        return (
+            "nothing could answer: name workers (workers, YUZUI_WORKERS, pool.workers), a way to "
+            "find them (pool.dns, pool.heartbeats), or a cloud (ARK_API_KEY)"
+        )
     return None

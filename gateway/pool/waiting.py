@@ -175,6 +175,10 @@ class WaitingRoom:
         self._turns[facts.slo], tag = turns.join(self._turns[facts.slo], facts)
         return tag, next(self._numbers)
 
+    def left(self, facts: Facts) -> None:
+        """One that has a tag has gone without a slot."""
+        self._turns[facts.slo] = turns.left(self._turns[facts.slo], facts)
+
     async def wait(
         self,
         facts: Facts,
@@ -189,11 +193,11 @@ class WaitingRoom:
         waiter = _Waiter(facts, attempt, avoid, key, loop.create_future())
         waiter.until_s, waiter.elsewhere = until_s, elsewhere
         line = self._lines[facts.slo]
-        bisect.insort(line, waiter, key=lambda w: w.key)
-        self.look()
         left_s = until_s - self._clock()
         timer = loop.call_later(max(0.0, left_s), self._give_up, waiter)
         try:
+            bisect.insort(line, waiter, key=lambda w: w.key)
+            self.look()
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled():
@@ -276,7 +280,7 @@ class WaitingRoom:
 
     def _retry_after_s(self, waiter: _Waiter) -> float:
         """When a slot is likely to be free: the wait that was predicted, between 1 s and 60 s."""
-        return min(RETRY_AFTER_MAX_S, max(1.0, math.ceil(waiter.attempt.queued_ms / 1000.0)))
+        return math.ceil(min(RETRY_AFTER_MAX_S, max(1.0, waiter.attempt.queued_ms / 1000.0)))
 
 
 class Turn:
@@ -287,6 +291,7 @@ class Turn:
         self._facts = facts
         self._arrived_s = room.now_s()
         self._key: tuple[float, int] | None = None
+        self._joined = facts  # as it was when it got its key
         self.waited_ms = 0.0
 
     async def place(
@@ -313,11 +318,15 @@ class Turn:
             return found
         began_s = room.now_s()
         if self._key is None:
-            self._key = room.key(self._facts)
+            self._key, self._joined = room.key(self._facts), self._facts
         until_s = self._arrived_s + room.patience_s(self._facts, attempt, elsewhere)
         try:
             return await room.wait(
                 self._facts, attempt, avoid, self._key, until_s, elsewhere=elsewhere is not None
             )
+        except BaseException:  # no room, or the caller has left
+            room.left(self._joined)
+            self._key = None
+            raise
         finally:
             self.waited_ms += 1000.0 * (room.now_s() - began_s)

@@ -66,6 +66,11 @@ class Kit:
             self.world.succeeded(attempt(site), "glm", **found)
 
 
+def heard(kit: Kit) -> None:
+    """The worker reports now."""
+    kit.reports = tuple(replace(report, heard_s=kit.clock.now_s) for report in kit.reports)
+
+
 def attempt(site: Site) -> Attempt:
     return Attempt(
         site=site,
@@ -133,21 +138,62 @@ def test_failures_in_a_row_open_the_breaker_of_their_target(kit: Kit, kind: Kind
     assert kit.breaker(Site.CLOUD) is CLOSED
 
 
-@pytest.mark.parametrize("kind", [Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND])
-def test_what_no_repetition_cures_opens_it_at_once(kit: Kit, kind: Kind) -> None:
-    kit.fail(kind, Site.CLOUD)
+FATAL = [Kind.AUTH, Kind.QUOTA, Kind.NOT_FOUND]
+
+
+@pytest.mark.parametrize("fault", [Fault.UPSTREAM, Fault.GATEWAY])
+@pytest.mark.parametrize("kind", FATAL)
+def test_what_no_repetition_cures_opens_it_at_once(kit: Kit, kind: Kind, fault: Fault) -> None:
+    """A key of ours that is refused is nothing of the target's, and still nobody gets an answer."""
+    kit.fail(kind, Site.CLOUD, fault=fault)
     kit.clock.now_s += FATAL_OPEN_S - 0.1
     assert kit.breaker(Site.CLOUD) is OPEN
     kit.clock.now_s += 0.1
     assert kit.breaker(Site.CLOUD) is HALF_OPEN
 
 
-@pytest.mark.parametrize("fault", [Fault.CALLER, Fault.GATEWAY])
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [(kind, Fault.CALLER) for kind in Kind]
+    + [(kind, Fault.GATEWAY) for kind in Kind if kind not in FATAL],
+)
 def test_a_fault_that_is_not_the_targets_never_does(kit: Kit, kind: Kind, fault: Fault) -> None:
     kit.fail(kind, Site.CLOUD, times=20, fault=fault, retry_after_s=9.0)
     assert kit.breaker(Site.CLOUD) is CLOSED
     assert kit.take().clouds[0].blocked_until_s == 0.0
+
+
+def test_a_worker_that_does_not_know_the_model_is_asked_again_when_it_has_reported(
+    kit: Kit,
+) -> None:
+    heard(kit)
+    kit.fail(Kind.NOT_FOUND, times=20)
+    assert kit.breaker() is CLOSED
+    assert kit.take().workers[0].refused
+    kit.clock.now_s += 1.0
+    heard(kit)
+    assert not kit.take().workers[0].refused
+    # who asks for an adapter that is gone does not take the worker from anybody
+    gone = Failure(Kind.NOT_FOUND, "x")
+    kit.world.failed(attempt(Site.LOCAL), gone, adapter="shop-faq")
+    assert not kit.take().workers[0].refused
+
+
+def test_what_is_known_of_a_worker_that_left_is_forgotten_when_nothing_runs_there(
+    kit: Kit,
+) -> None:
+    kit.fail(Kind.AUTH)
+    assert kit.breaker() is OPEN
+    staying, kit.reports = kit.reports, ()
+    running = kit.world.sending(attempt(Site.LOCAL), 1, 1)
+    kit.take()
+    kit.reports = staying
+    assert kit.breaker() is OPEN, "something still ran there"
+    running.close()
+    kit.reports = ()
+    kit.take()
+    kit.reports = staying
+    assert kit.breaker() is CLOSED, "another one under the same name"
 
 
 @pytest.mark.parametrize("tokens", [101, None], ids=["metered", "unmetered"])

@@ -94,6 +94,20 @@ def test_a_newcomer_does_not_get_what_it_did_not_ask_for_in_the_past() -> None:
     assert tag == state.virtual > 0
 
 
+def test_who_leaves_without_a_slot_has_not_paid_for_one() -> None:
+    state = Turns()
+    for _ in range(200):
+        state, _ = turns.join(state, facts(tenant="a"))
+    staying, kept = turns.join(state, facts(tenant="a"))
+    for _ in range(200):
+        staying = turns.left(staying, facts(tenant="a"))
+    # one still waits, with the tag that it has; the next begins where that one alone would end
+    _, tag = turns.join(staying, facts(tenant="a"))
+    assert tag == pytest.approx(turns.cost(facts(tenant="a")))
+    assert tag < kept
+    assert turns.left(staying, facts(tenant="a")) == Turns()
+
+
 def test_who_has_nothing_in_line_is_forgotten() -> None:
     state, tag = turns.join(Turns(), facts(tenant="once"))
     state = turns.served(state, tag)

@@ -103,3 +103,5 @@ def test_pace_between_two_looks() -> None:
     assert tokens_per_s(before, Totals(seconds=12.0, count=200)) == 50
     assert tokens_per_s(before, before) is None
     assert tokens_per_s(before, Totals(seconds=1.0, count=5)) is None  # it was started anew
+    assert tokens_per_s(Totals(), Totals(seconds=1e-300, count=1e300)) is None
+    assert tokens_per_s(Totals(), Totals(seconds=1e300, count=1)) is None

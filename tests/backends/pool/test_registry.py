@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -40,6 +40,19 @@ async def following(urls: Sequence[str | Member], **options: Any) -> AsyncIterat
     finally:
         await pool.close()
         await egress.close()
+
+
+class Source:
+    """Finds what the test says."""
+
+    name = "test"
+    every_s = 0.05
+
+    def __init__(self, found: list[Member]) -> None:
+        self.found = found
+
+    async def members(self) -> list[Member]:
+        return self.found
 
 
 def health(pool: Pool) -> list[Health]:
@@ -117,9 +130,15 @@ async def test_one_of_three_is_killed_and_comes_back() -> None:
                 assert pool.states()[1].model == "other"
 
 
-async def test_a_worker_that_falls_silent_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = Timeouts(connect_s=5, first_s=0.2, idle_s=0.2, total_s=600)
-    monkeypatch.setattr(registry, "WATCH_TIMEOUTS", quick)
+@pytest.mark.parametrize("drips", [False, True], ids=["nothing comes", "no line is ever whole"])
+async def test_a_worker_that_falls_silent_is_down(
+    drips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if drips:
+        monkeypatch.setattr(registry, "REPORT_GAP_S", 0.5)
+    else:
+        quick = Timeouts(connect_s=5, first_s=0.2, idle_s=0.2, total_s=600)
+        monkeypatch.setattr(registry, "WATCH_TIMEOUTS", quick)
     report = {"engine": "yuzui", "model": "m", "max_model_len": 9, "state": "ok"}
 
     async def hang_after_one_line(server: Server, reader: Reader, writer: Writer) -> None:
@@ -128,6 +147,11 @@ async def test_a_worker_that_falls_silent_is_down(monkeypatch: pytest.MonkeyPatc
             line = server.requests[-1][0].split(b" ")[1]
             if line == b"/load?watch=1":
                 writer.write(STREAM + chunk(json.dumps(report).encode() + b"\n"))
+                with suppress(ConnectionError):
+                    while drips:
+                        writer.write(chunk(b" "))
+                        await writer.drain()
+                        await asyncio.sleep(0.05)
                 await server.until_left(reader)
                 return
             models = {"data": [{"id": "m"}], **report}
@@ -226,6 +250,22 @@ async def test_a_worker_of_the_pool_can_be_asked() -> None:
             await reply.close()
             assert usage is not None
             assert usage.completion_tokens == 5
+
+
+async def test_a_listener_that_fails_does_not_end_the_watch() -> None:
+    def fails() -> None:
+        raise OverflowError
+
+    answers = {"/health": (200, b""), "/v1/models": (200, b'{"data":[{"id":"glm"}]}')}
+    async with another_engine(answers) as server:
+        source = Source([Member(name="found", url=server.url)])
+        async with following([server.url], sources=[source], on_change=fails) as pool:
+            await until(lambda: health(pool) == [Health.UP, Health.UP])
+            del answers["/health"]
+            await until(lambda: health(pool) == [Health.DOWN, Health.DOWN])
+            source.found = []
+            await until(lambda: pool.names() == ("w1",))
+            assert all(not task.done() for task in pool._tasks.values())
 
 
 async def test_closing_ends_every_task() -> None:

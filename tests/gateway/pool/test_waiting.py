@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from backends.base import Failure, Fault, Kind
-from gateway.pool.waiting import NoRoom, Place, WaitingRoom, late_for
+from gateway.pool.waiting import RETRY_AFTER_MAX_S, NoRoom, Place, WaitingRoom, late_for
 from gateway.snapshot import World
 from gateway.tasks import spawn
 from policies import latency
@@ -166,6 +166,57 @@ async def test_who_cannot_make_it_any_more_leaves_in_that_moment() -> None:
     assert refused.value.retry_after_s >= 1
     assert kit.room.waiting == 0
     held.sending.close()
+
+
+async def test_who_left_the_line_unserved_does_not_stand_behind_others_for_it() -> None:
+    kit = Kit(places=1000)
+    held = await kit.ask()
+    gone = [kit.ask(facts(tenant="a")) for _ in range(50)]
+    await settle()
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    assert kit.room.waiting == 0
+    served: list[str] = []
+
+    async def one(tenant: str) -> None:
+        place = await kit.room.turn(facts(tenant=tenant)).place(local())
+        served.append(tenant)
+        place.sending.close()
+
+    coming = [spawn(one("a"), name="a")]
+    await settle()
+    coming += [spawn(one("b"), name="b") for _ in range(20)]
+    await settle()
+    held.sending.close()
+    await asyncio.gather(*coming)
+    assert served[0] == "a", "it came first"
+
+
+async def test_a_wait_without_an_end_is_a_minute_to_the_caller() -> None:
+    kit = Kit()
+    await kit.ask()
+    turn = kit.room.turn(facts(deadline_ms=50))
+    with pytest.raises(NoRoom) as refused:
+        await turn.place(replace(local(), queued_ms=math.inf))
+    assert refused.value.retry_after_s == RETRY_AFTER_MAX_S
+
+
+async def test_a_look_that_fails_leaves_nobody_in_the_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kit = Kit()
+    await kit.ask()
+    broken = RuntimeError("a world that cannot be taken")
+
+    def look() -> None:
+        raise broken
+
+    monkeypatch.setattr(kit.room, "look", look)
+    with pytest.raises(RuntimeError) as failed:
+        await kit.room.turn(facts()).place(local())
+    assert failed.value is broken
+    assert kit.room.waiting == 0
 
 
 async def test_one_that_leaves_loses_no_slot() -> None:
