@@ -96,8 +96,10 @@ class Output:
 
     def finish(self, *, cut: bool = False) -> list[Delta]:
         """Everything still held back, when no further token will come. `cut`: the length limit was
-        reached."""
-        deltas = self._answered(self._splitter.push(self._utf8.flush()) + self._splitter.finish())
+        reached; then a character that is not whole is left out, for the caller may have the answer
+        go on where it ends."""
+        text = "" if cut else self._utf8.flush()
+        deltas = self._answered(self._splitter.push(text) + self._splitter.finish())
         if self._calls is not None:
             deltas += self._shown(self._calls.finish(cut=cut))
         rest = self._stops.flush()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,3 +165,17 @@ def test_the_tokens_of_the_deltas_are_those_of_the_content(
     told = bytes(drawn.token_id for d in deltas for drawn in d.tokens)
     # Of a character whose first byte was shown, the other bytes are its tokens, too.
     assert told.decode(errors="ignore").strip() == content.strip()
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_half_a_character_at_the_limit_is_left_out(whole: int, held: int) -> None:
+    """What is sent back to be continued must be a beginning of the answer."""
+    said = "🙂" * whole
+    for cut, end in ((True, ""), (False, "\ufffd")):
+        output = new("closed")
+        shown = ""
+        for byte in [*said.encode(), *"🙃".encode()[:held]]:
+            shown += "".join(delta.text for delta in output.push(Drawn(byte)))
+        shown += "".join(delta.text for delta in output.finish(cut=cut))
+        assert shown == said + end
