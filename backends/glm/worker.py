@@ -134,7 +134,7 @@ class _Worker:
             await app_runner.cleanup()
             if self._port_file is not None:
                 self._port_file.unlink(missing_ok=True)
-            if self._loader.is_alive() or self._engine_runs():
+            if self._loader.is_alive() or self._engine_runs() or self._service.trouble is not None:
                 # Neither loading nor a step can be interrupted, and a thread inside torch while the
                 # interpreter is taken down crashes; there is nothing left to save.
                 sys.stderr.flush()

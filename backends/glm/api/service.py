@@ -174,12 +174,9 @@ class Service:
             self._mail.bind(asyncio.get_running_loop())
             async with body as raw:
                 prepared = await self._prepare(serving, raw)
-            # How many answers are wanted is known only now; the further ones need places, too.
-            for _ in prepared.plans[1:]:
-                tickets.append(serving.engine.admit())
             adapter = serving.adapters.find(prepared.request.model, self.names)
-            for choice, (ticket, plan) in enumerate(zip(tickets, prepared.plans, strict=True)):
-                job = Job(
+            jobs = [
+                Job(
                     prompt=prepared.prompt,
                     sampling=plan.sampling,
                     stop_ids=plan.stop_ids,
@@ -191,7 +188,9 @@ class Service:
                     constraint=plan.constraint,
                     adapter=adapter,
                 )
-                serving.engine.submit(ticket, job)
+                for choice, plan in enumerate(prepared.plans)
+            ]
+            tickets = serving.engine.submit(tickets[0], *jobs)
             yield Conversation(
                 request=prepared.request,
                 prompt=prepared.prompt,

@@ -29,12 +29,11 @@ import structlog
 from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress, Ticket
 from backends.glm.engine.keeping import Keeping
 from backends.glm.engine.model import Runner
-from backends.glm.engine.prefix import BLOCK
 from backends.glm.engine.progress import Part, Pulse
 from backends.glm.engine.runs import Run
 from backends.glm.engine.scheduler import Entry, Scheduler
 from backends.glm.engine.speeds import EngineLoad, Speeds
-from backends.glm.errors import WorkerBusy, place_of, worker_draining, worker_failed
+from backends.glm.errors import WorkerBusy, bad_request, place_of, worker_draining, worker_failed
 
 # So many steps in a row, each of one request alone, have failed: no request does that, a broken
 # device does. As many as open a breaker of the gateway.
@@ -62,7 +61,6 @@ class Engine:
         self._scheduler = scheduler
         self._queue_limit = queue_limit
         self._keeping = Keeping(runner, kept_blocks)
-        self._prompt_tokens = self._cached_tokens = 0
         self._news = False  # something happened that may change what the next step is
         self._on_change = on_change
         self._clock = clock
@@ -136,49 +134,54 @@ class Engine:
     def admit(self) -> Ticket:
         """Take a place.
 
-        Raises: WorkerBusy when slots and queue are full, WorkerUnavailable while draining, and
-        once the engine is over.
+        Raises: WorkerBusy when slots and queue are full, WorkerUnavailable when draining or over.
         """
         with self._wake:
             if self._trouble is not None:
                 raise worker_failed()
             if self._draining:
                 raise worker_draining()
-            slots = self._scheduler.slots
             inside = len(self._waiting) + len(self._scheduler.running)
-            if inside >= slots + self._queue_limit:
-                raise WorkerBusy(
-                    waiting=len(self._waiting),
-                    retry_after_s=self._speeds.retry_after_s(1, slots),
-                )
+            if inside >= self._scheduler.slots + self._queue_limit:
+                raise self._busy_locked(1)
             ticket = Ticket(self._clock())
             self._waiting.add(ticket)
         self._on_change()
         return ticket
 
-    def submit(self, ticket: Ticket, job: Job) -> None:
-        """Queue the work of an admitted ticket; one aborted meanwhile ends at once.
+    def submit(self, ticket: Ticket, *jobs: Job) -> list[Ticket]:
+        """Queue the work of an admitted ticket, a job for each answer that is wanted, all of it or
+        nothing; one aborted meanwhile ends at once. Every answer has a place: their tickets.
 
-        Raises: WorkerBusy if too many tokens wait already, WorkerUnavailable once the engine is
-        over, ValueError if it can never fit; who submits bounds prompt and output by the cache.
+        Raises: WorkerError 400 if an idle worker has fewer places, WorkerBusy if others have them
+        or the cache, WorkerUnavailable when over, ValueError if it is longer than the cache.
         """
-        run = Run.of(ticket, job, next(self._order))
-        if run.entry.kv_tokens > self._scheduler.rows.tokens:
+        slots, places = self._scheduler.slots, self._scheduler.slots + self._queue_limit
+        if len(jobs) > places:
+            room = f"{slots} slots and a queue of {self._queue_limit}"
+            raise bad_request(f"`n` is at most {places} here: this worker has {room}.", param="n")
+        tickets = [ticket, *(Ticket(ticket.admitted_s) for _ in jobs[1:])]
+        runs = [Run.of(*one, next(self._order)) for one in zip(tickets, jobs, strict=True)]
+        if max(run.entry.kv_tokens for run in runs) > self._scheduler.rows.tokens:
             raise ValueError("the request is longer than the whole cache")
         with self._wake:
             if self._trouble is not None:
                 raise worker_failed()
-            if ahead := self._scheduler.in_the_way(run.entry):
-                raise WorkerBusy(
-                    waiting=len(self._waiting),
-                    retry_after_s=self._speeds.retry_after_s(ahead, self._scheduler.slots),
-                )
+            others = len(self._waiting - {ticket}) + len(self._scheduler.running)
+            tokens = sum(run.entry.kv_tokens for run in runs)
+            ahead = max(others + len(jobs) - places, self._scheduler.in_the_way(tokens))
+            if ahead > 0:
+                raise self._busy_locked(ahead)
             if not ticket.aborted:
-                self._runs[ticket] = run
-                self._scheduler.add(run.entry)
+                self._waiting.update(tickets)
+                for run in runs:
+                    self._runs[run.ticket] = run
+                    self._scheduler.add(run.entry)
                 self._tell_news_locked()
-                return
-        job.emit(ABORTED)
+                return tickets
+        for job in jobs:
+            job.emit(ABORTED)
+        return tickets
 
     def abort(self, ticket: Ticket) -> None:
         """Give the place up, in whatever state; harmless after the end. The job hears ABORTED."""
@@ -205,8 +208,8 @@ class Engine:
                 queue_limit=self._queue_limit,
                 kv_tokens_used=scheduler.rows.tokens_used,
                 kv_tokens_total=scheduler.rows.tokens,
-                prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens,
+                prompt_tokens=self._keeping.prompt_tokens,
+                cached_tokens=self._keeping.cached_tokens,
                 pictures=seen.asked,
                 cached_pictures=seen.remembered,
             )
@@ -220,6 +223,10 @@ class Engine:
         """From now on, read so many prompt tokens in a step in which others decode."""
         with self._wake:
             self._scheduler.beside_tokens = tokens
+
+    def _busy_locked(self, ahead: int) -> WorkerBusy:
+        retry_after_s = self._speeds.retry_after_s(ahead, self._scheduler.slots)
+        return WorkerBusy(waiting=len(self._waiting), retry_after_s=retry_after_s)
 
     def _tell_news_locked(self) -> None:
         self._news = True
@@ -274,10 +281,9 @@ class Engine:
     def _close_given_up_locked(self) -> list[tuple[Run, Event]]:
         """Those whose callers have left, and those whose pictures cannot be encoded."""
         closed: list[tuple[Run, Event]] = []
-        for run in list(self._runs.values()):
-            if run.ticket.aborted or run.failure is not None:
-                self._remove_locked(run)
-                closed.append((run, ABORTED if run.failure is None else Failed.by(run.failure)))
+        for run in [r for r in self._runs.values() if r.ticket.aborted or r.failure is not None]:
+            self._remove_locked(run)
+            closed.append((run, ABORTED if run.failure is None else Failed.by(run.failure)))
         return closed
 
     def _start_locked(self) -> list[tuple[Run, list[int]]]:
@@ -290,18 +296,13 @@ class Engine:
                 self._speeds.reading_s = run.started_s
             self._waiting.discard(run.ticket)
             blocks = self._keeping.found(run)
-            run.cached_tokens = len(blocks) * BLOCK
             self._scheduler.found(entry, run.cached_tokens)
-            self._prompt_tokens += entry.prompt_tokens
-            self._cached_tokens += run.cached_tokens
             started.append((run, blocks))
         return started
 
     def _better_later(self, entry: Entry) -> bool:
         """Whether somebody reads, at this moment, what this one would have to read as well."""
-        inside = self._runs.values()
-        reading = (run for run in inside if run.entry.running and not run.entry.decoding)
-        return self._keeping.better_later(self._runs[entry.key], reading)
+        return self._keeping.better_later(self._runs[entry.key], self._runs.values())
 
     def _remove_locked(self, run: Run) -> None:
         self._scheduler.remove(run.entry)
@@ -396,5 +397,4 @@ class Engine:
         self._fail(work[0][0], error)
         self._failed_steps += 1
         if self._failed_steps >= FAILED_STEPS_MAX:
-            count, last = self._failed_steps, place_of(error)
-            self.give_up(f"{count} steps in a row have failed, the last with {last}")
+            self.give_up(f"{FAILED_STEPS_MAX} steps in a row failed, the last: {place_of(error)}")

@@ -26,18 +26,26 @@ class Keeping:
         """`blocks`: how many there is room for."""
         self._runner = runner
         self._index = PrefixIndex(blocks)
+        self.prompt_tokens = self.cached_tokens = 0  # of all who started; not read again
 
     def found(self, run: Run) -> list[int]:
-        """The kept blocks that are the beginning of its prompt. One token is left to be read at
-        least, because its logits are wanted."""
-        return self._index.match(run.keys[: (run.entry.prompt_tokens - 1) // BLOCK])
+        """The kept blocks that are the beginning of the prompt of one that starts. One token is
+        left to be read at least, because its logits are wanted."""
+        blocks = self._index.match(run.keys[: (run.entry.prompt_tokens - 1) // BLOCK])
+        run.cached_tokens = len(blocks) * BLOCK
+        self.prompt_tokens += run.entry.prompt_tokens
+        self.cached_tokens += run.cached_tokens
+        return blocks
 
-    def better_later(self, run: Run, reading: Iterable[Run]) -> bool:
-        """Whether one of those who read now reads what this one would have to read as well."""
-        return self._index.soon(run.keys, [one.keys for one in reading]) >= SHARED_BLOCKS_MIN
+    def better_later(self, run: Run, inside: Iterable[Run]) -> bool:
+        """Whether somebody reads, at this moment, what this one would have to read as well."""
+        reading = [one.keys for one in inside if one.entry.running and not one.entry.decoding]
+        return self._index.soon(run.keys, reading) >= SHARED_BLOCKS_MIN
 
-    def take(self, run: Run, drawn: Drawn, now_s: float) -> Event | None:
+    def take(self, run: Run, drawn: Drawn | Exception, now_s: float) -> Event | None:
         """Add a drawn token to its answer, and keep what later prompts may begin with."""
+        if isinstance(drawn, Exception):
+            return Failed.by(drawn)
         try:
             event = run.take(drawn, now_s)
         except Exception as error:  # one request's failure must not end the engine for all others

@@ -38,9 +38,11 @@ class Runner(Protocol):
         begin at once, `told` is called when it can (None) or never will, from any thread."""
         ...
 
-    def step(self, work: Sequence[tuple[Any, int]]) -> list[Drawn | None]:
+    def step(self, work: Sequence[tuple[Any, int]]) -> list[Drawn | Exception | None]:
         """One forward pass over so many further tokens of each: of its prompt, or the one drawn
-        last. The token drawn for each, None where the prompt is not read to its end yet."""
+        last. The token drawn for each, None where the prompt is not read to its end yet; what went
+        wrong with one that cannot go on. A step that raises has changed nothing, and may be taken
+        again."""
         ...
 
     def keep(self, generation: Any, blocks: Sequence[tuple[int, int]]) -> None:

@@ -158,10 +158,11 @@ class Scheduler:
         """A step can be taken now, or somebody can start; not so while pictures are encoded."""
         return any(entry.ready for entry in self.running) or bool(self.waiting and not self.running)
 
-    def in_the_way(self, entry: Entry) -> int:
-        """How many of those who wait must have started before this one may wait as well; 0: it may.
-        A queue of few long requests lasts as long as one of many short ones."""
-        over = self.waiting_tokens + entry.kv_tokens - QUEUE_CACHES * self.rows.tokens
+    def in_the_way(self, kv_tokens: int) -> int:
+        """How many of those who wait must have started before a request of so many entries may wait
+        as well; 0: it may, as it always does when nobody waits. A queue of few long requests lasts
+        as long as one of many short ones."""
+        over = self.waiting_tokens + kv_tokens - QUEUE_CACHES * self.rows.tokens
         count = 0
         for waiting in self.waiting:
             if over <= 0:

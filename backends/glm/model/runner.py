@@ -157,9 +157,8 @@ class Runner:
             *((self._tensor(starts)[:, None] + within).flatten() for starts in (sources, targets))
         )
 
-    def step(self, work: Sequence[tuple[Generation, int]]) -> list[Drawn | None]:
-        """One forward pass over so many further tokens of each; what was drawn for each, None
-        where the prompt is not read to its end yet."""
+    def step(self, work: Sequence[tuple[Generation, int]]) -> list[Drawn | Exception | None]:
+        """See `model.Runner`."""
         decodes = sorted((i for i, (g, _) in enumerate(work) if g.decoding), key=_by_place(work))
         chunks = [i for i, (g, _) in enumerate(work) if not g.decoding]
         with torch.inference_mode():
@@ -169,10 +168,11 @@ class Runner:
             drawn = pick_all([work[i][0].sampler for i in drawing], logits)
         for generation, tokens in work:
             generation.computed += tokens
-        found: list[Drawn | None] = [None] * len(work)
+        found: list[Drawn | Exception | None] = [None] * len(work)
         for i, one in zip(drawing, drawn, strict=True):
             found[i] = one
-            work[i][0].last = one.token_id
+            if isinstance(one, Drawn):
+                work[i][0].last = one.token_id
         return found
 
     def close(self, generation: Generation) -> None:

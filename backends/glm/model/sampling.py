@@ -80,6 +80,7 @@ class Sampler:
         self._said = _Used() if counted else None
         self._bias_ids = np.array([i for i, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
+        self._number: float | None = None
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -118,11 +119,15 @@ class Sampler:
             np.copyto(logits, -np.inf, where=~allowed)
 
     def uniform(self) -> float:
-        """The next number in [0, 1) of the request's generator."""
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        """The next number in [0, 1) of the request's generator; the same one until a token was
+        taken in, so that a step that failed draws the same when it is taken again."""
+        if self._number is None:
+            self._number = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        return self._number
 
     def took(self, token_id: int) -> None:
-        """Take in the drawn token: later penalties and masks depend on it."""
+        """Take in the drawn token: later numbers, penalties and masks depend on it."""
+        self._number = None
         for used in (self._seen, self._said):
             if used is not None:
                 used.add(token_id)
@@ -130,10 +135,14 @@ class Sampler:
             self.constraint.accept(token_id)
 
 
-def pick_all(samplers: Sequence[Sampler], logits: Any) -> list[Drawn]:
-    """`logits`: tensor (B, V) on any device, row i of `samplers[i]` -> the B drawn tokens."""
+def pick_all(samplers: Sequence[Sampler], logits: Any) -> list[Drawn | Exception]:
+    """`logits`: tensor (B, V) on any device, row i of `samplers[i]` -> the B drawn tokens.
+
+    What goes wrong with one row stands in its place and changes nothing for the others. What goes
+    wrong with all of them is raised before any sampler has taken a token in.
+    """
     plain = [i for i, sampler in enumerate(samplers) if sampler.plain]
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, Drawn | Exception] = {}
     if plain:
         rows = logits if len(plain) == len(samplers) else logits[plain]
         drawn = {i: Drawn(token_id) for i, token_id in zip(plain, _likeliest(rows), strict=True)}
@@ -151,7 +160,7 @@ def _likeliest(rows: Any) -> list[int]:
     return [int(token_id) for token_id in rows.float().numpy().argmax(axis=-1)]
 
 
-def _pick_adjusted(samplers: list[Sampler], logits: Any) -> list[Drawn]:
+def _pick_adjusted(samplers: list[Sampler], logits: Any) -> list[Drawn | Exception]:
     """`logits`: float32 (R, V) on the CPU; they are changed."""
     logprobs = {
         i: logits[i].log_softmax(dim=-1)
@@ -159,18 +168,28 @@ def _pick_adjusted(samplers: list[Sampler], logits: Any) -> list[Drawn]:
         if sampler.sampling.logprobs is not None
     }
     ids: dict[int, int] = {}
+    failed: dict[int, Exception] = {}
     for i, (sampler, row) in enumerate(zip(samplers, logits.numpy(), strict=True)):
-        sampler.adjust(row)
+        try:
+            sampler.adjust(row)
+        except Exception as error:  # its own mask is broken; the others have theirs
+            failed[i] = error
+            continue
         if sampler.greedy:
             ids[i] = int(row.argmax())
-    sampled = [i for i in range(len(samplers)) if i not in ids]
+    sampled = [i for i in range(len(samplers)) if i not in ids and i not in failed]
     if sampled:
         ids |= zip(sampled, _draw([samplers[i] for i in sampled], logits[sampled]), strict=True)
-    drawn = []
-    for i, sampler in enumerate(samplers):
-        drawn.append(_named(ids[i], sampler.sampling.logprobs or 0, logprobs.get(i)))
-        sampler.took(ids[i])
-    return drawn
+    named = {
+        i: _named(token_id, samplers[i].sampling.logprobs or 0, logprobs.get(i))
+        for i, token_id in ids.items()
+    }
+    for i, token_id in ids.items():
+        try:
+            samplers[i].took(token_id)
+        except Exception as error:  # as above
+            failed[i] = error
+    return [failed[i] if i in failed else named[i] for i in range(len(samplers))]
 
 
 def _named(token_id: int, top: int, logprobs: Any) -> Drawn:

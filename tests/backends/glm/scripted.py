@@ -67,7 +67,7 @@ class Script:
     def pictures(self) -> Pictures:
         return Pictures(waiting=len(self.told))
 
-    def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | None]:
+    def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | Exception | None]:
         self.entered.release()
         if self._gate is not None and not self._gate.acquire(timeout=20):
             raise RuntimeError("the test never allowed this step")

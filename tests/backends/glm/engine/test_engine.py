@@ -3,16 +3,16 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from backends.glm.answer.output import Output
 from backends.glm.engine.engine import FAILED_STEPS_MAX, Engine
 from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress
-from backends.glm.errors import WorkerBusy, WorkerUnavailable
-from backends.glm.types import Prompt, Sampling
-from tests.backends.glm.scripted import Script, scheduler
+from backends.glm.errors import WorkerBusy, WorkerError, WorkerUnavailable
+from backends.glm.types import Drawn, Prompt, Sampling
+from tests.backends.glm.scripted import Play, Script, scheduler
 
 STOP = 0
 PROMPT = Prompt(ids=[7] * 10, image_token_id=-1, pixels=None, thinking="closed")
@@ -524,6 +524,67 @@ def test_a_pulse_says_what_there_is_to_do(bench: Bench) -> None:
     assert (pulse.steps.busy, pulse.pictures.busy) == (False, True)
     engine.abort(ticket)
     inbox.last()
+
+
+@pytest.mark.parametrize(("slots", "queue_limit"), [(1, 1), (1, 7), (4, 4), (8, 0)])
+def test_all_answers_of_a_request_are_let_in_together(
+    bench: Bench, slots: int, queue_limit: int
+) -> None:
+    """Whatever an idle engine has places for it takes: nothing of it is in its own way."""
+    engine = bench.start(Script(b"ab"), slots=slots, queue_limit=queue_limit)
+    n = min(8, slots + queue_limit)
+    for _ in range(2):
+        inboxes = [Inbox() for _ in range(n)]
+        tickets = engine.submit(engine.admit(), *(job(i, max_tokens=110) for i in inboxes))
+        assert len(set(tickets)) == n
+        for inbox in inboxes:
+            assert isinstance(inbox.last()[1], Finished)
+        bench.counts(engine, 0, 0)
+    ticket = engine.admit()
+    with pytest.raises(WorkerError, match=f"`n` is at most {slots + queue_limit} here") as caught:
+        engine.submit(ticket, *[job(Inbox())] * (slots + queue_limit + 1))
+    assert (caught.value.status, caught.value.param) == (400, "n")
+    engine.abort(ticket)
+
+
+def test_of_a_request_that_does_not_fit_beside_others_nothing_is_let_in(bench: Bench) -> None:
+    script = Script(b"ab", gated=True)
+    engine = bench.start(script, slots=2, queue_limit=2)
+    first = engine.admit()
+    engine.submit(first, job(Inbox()))
+    bench.counts(engine, 1, 0)
+    ticket = engine.admit()
+    with pytest.raises(WorkerBusy):  # three places are left
+        engine.submit(ticket, *(job(Inbox()) for _ in range(4)))
+    bench.counts(engine, 1, 1)
+    inboxes = [Inbox() for _ in range(3)]
+    tickets = engine.submit(ticket, *(job(inbox, max_tokens=1) for inbox in inboxes))
+    bench.counts(engine, 1, 3)
+    with pytest.raises(WorkerBusy):
+        engine.admit()
+    for one in (first, *tickets):
+        engine.abort(one)
+    assert all(inbox.last()[1] is ABORTED for inbox in inboxes)
+    script.allow(1)
+    bench.counts(engine, 0, 0)
+
+
+def test_what_goes_wrong_with_one_of_a_step_ends_that_one(bench: Bench) -> None:
+    class Faulty(Script):
+        def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | Exception | None]:
+            found = super().step(work)
+            return [*found[:-1], ValueError("no token is allowed")] if len(work) > 1 else found
+
+    engine = bench.start(Faulty(b"ab", gated=True), slots=2)
+    good, bad = Inbox(), Inbox()
+    engine.submit(engine.admit(), job(good, max_tokens=4), job(bad, max_tokens=4))
+    bench.counts(engine, 2, 0)
+    engine._runner.allow(9)
+    end = bad.last()[1]
+    assert isinstance(end, Failed)
+    assert "ValueError" in end.detail
+    assert good.last()[0] == "abab"
+    assert engine._runner.steps == 4  # none was taken again
 
 
 def test_no_call_of_the_model_holds_the_counts_up(bench: Bench) -> None:

@@ -40,9 +40,12 @@ def test_a_prompt_is_kept_when_it_is_read_and_its_answer_when_it_ends() -> None:
 
 def test_who_would_read_the_same_waits_for_it() -> None:
     keeping = Keeping(Script(b""), blocks=8)
-    assert keeping.better_later(run(4 * BLOCK), [run(5 * BLOCK)])
-    assert not keeping.better_later(run(4 * BLOCK), [run(5 * BLOCK, tenant="other")])
-    assert not keeping.better_later(run(3 * BLOCK), [run(5 * BLOCK)])  # it saves too little
+    reading, others = run(5 * BLOCK), run(5 * BLOCK, tenant="other")
+    assert not keeping.better_later(run(4 * BLOCK), [reading])  # it waits itself
+    reading.entry.first_row = others.entry.first_row = 0
+    assert keeping.better_later(run(4 * BLOCK), [others, reading])
+    assert not keeping.better_later(run(4 * BLOCK), [others])
+    assert not keeping.better_later(run(3 * BLOCK), [reading])  # it saves too little
 
 
 def test_what_was_not_copied_is_not_found() -> None:

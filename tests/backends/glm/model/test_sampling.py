@@ -253,3 +253,55 @@ def test_more_different_tokens_than_there_was_room_for() -> None:
     assert row[7] == 8.0 / 2 - 2
     assert row[8] == 8.0 / 2 - 1
     assert (row[401], row[402], row[599]) == (8.0, 4.0, 8.0)
+
+
+class Held:
+    """A constraint that allows everything, and may break where a test wants it to."""
+
+    def __init__(self, breaks: str = "") -> None:
+        self.breaks = breaks
+        self.seen: list[int] = []
+
+    def allowed(self) -> None:
+        if self.breaks == "allowed":
+            raise RuntimeError("its mask is broken")
+
+    def accept(self, token_id: int) -> None:
+        if self.breaks == "accept":
+            raise RuntimeError("it takes no such token")
+        self.seen.append(token_id)
+
+
+@pytest.mark.parametrize("breaks", ["allowed", "accept"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_row_that_breaks_changes_nothing_for_the_others(breaks: str, at: int) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    held = [Held(breaks if i == at else "") for i in range(3)]
+    alone = [Sampler(Sampling(seed=i), [1], Held()) for i in range(3)]
+    together = [Sampler(Sampling(seed=i), [1], held[i]) for i in range(3)]
+    for _ in range(3):
+        expected = [pick_all([s], logits[i : i + 1])[0] for i, s in enumerate(alone)]
+        drawn = pick_all(together, logits)
+        assert isinstance(drawn[at], RuntimeError)
+        for i in {0, 1, 2} - {at}:
+            assert drawn[i] == expected[i]
+    assert [len(one.seen) for one in held] == [0 if i == at else 3 for i in range(3)]
+
+
+def test_a_pick_that_fails_as_a_whole_draws_the_same_again(monkeypatch: Any) -> None:
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    fresh = [Sampler(Sampling(seed=i, repetition_penalty=1.5), [1], Held()) for i in range(2)]
+    expected = pick_all(fresh, logits.clone())
+    held = [Held(), Held()]
+    samplers = [Sampler(Sampling(seed=i, repetition_penalty=1.5), [1], held[i]) for i in range(2)]
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backends.glm.model.sampling._named", broken)  # everything is drawn by then
+        with pytest.raises(RuntimeError, match="out of memory"):
+            pick_all(samplers, logits.clone())
+    assert [one.seen for one in held] == [[], []]
+    # The engine has each of them take the step alone.
+    assert [pick_all([s], logits[i : i + 1].clone())[0] for i, s in enumerate(samplers)] == expected
