@@ -2,6 +2,7 @@
 
     WorkerError                  carries status, type, code and the field at fault
       |- bad_request()           400, the caller's fault; never worth repeating
+      |- model_not_found()       404, nothing here answers to this name
       |- WorkerBusy              503, every place is taken; Retry-After says when to come back
       `- WorkerUnavailable       503, the model is loading, the worker is draining, or it is lost
 
@@ -95,3 +96,14 @@ def place_of(error: BaseException) -> str:
 def engine_failure(message: str) -> WorkerError:
     """The 500 of one request whose generation broke; the worker itself goes on."""
     return WorkerError(message, status=500, kind="server_error", code="engine_error")
+
+
+def model_not_found(name: str, *, served: str) -> WorkerError:
+    """The 404 of a name that nothing here answers to."""
+    return WorkerError(
+        f"The model `{name[:80]}` does not exist here; this worker serves `{served}`.",
+        status=404,
+        kind="invalid_request_error",
+        code="model_not_found",
+        param="model",
+    )

@@ -20,23 +20,22 @@ from aiohttp import web
 from backends.glm.answer.choices import Choice, Naming
 from backends.glm.api.adapter_calls import adapter_routes
 from backends.glm.api.bodies import Bodies
+from backends.glm.api.models import described, listed
 from backends.glm.api.replies import DONE, ReplyHead, sse, timings
 from backends.glm.api.report import LoadReporter
 from backends.glm.api.service import Conversation, Service
 from backends.glm.engine.events import Failed, Finished, Progress
 from backends.glm.errors import (
     WorkerError,
-    WorkerUnavailable,
     engine_failure,
     worker_draining,
     worker_failed,
 )
 
 CALL_BYTES_MAX = 64 * 1024  # of calls other than chat: a name and a path
+CALLER_GONE = 499  # nginx's; nobody reads it
 PATH_TOLD = 80  # characters of an unknown path that are said back
 LOAD_HEADER = "x-yuzui-load"
-# What a request may need beyond text, in the words of `policies.types.Capability`, and reasoning.
-CAPABILITIES = ("vision", "reasoning", "tools", "structured", "logprobs", "choices")
 _STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
 _SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
@@ -56,6 +55,7 @@ def make_app(service: Service, reporter: LoadReporter) -> web.Application:
     app[_BODIES] = Bodies()
     app.router.add_post("/v1/chat/completions", _chat)
     app.router.add_get("/v1/models", _models)
+    app.router.add_get("/v1/models/{name:.+}", _model)
     app.add_routes(adapter_routes(service))
     app.router.add_get("/health", _health)
     app.router.add_get("/load", _load)
@@ -70,8 +70,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error_reply(request, error)
     except web.HTTPException as error:  # aiohttp's own: unknown path, wrong method, body too large
         return _error_reply(request, _of_http(error, request))
-    except ConnectionError:
-        raise  # the caller left in the middle of a reply; aiohttp ends the connection quietly
+    except ConnectionError:  # the caller left in mid-reply: raised, it would be logged as our error
+        return web.Response(status=CALLER_GONE)
     except Exception as error:  # the last line of defence: the caller gets a shape it can read
         where = traceback.extract_tb(error.__traceback__)[-1]
         _log.error(
@@ -125,31 +125,11 @@ async def _health(request: web.Request) -> web.Response:
 
 
 async def _models(request: web.Request) -> web.Response:
-    service = request.app[_SERVICE]
-    if service.serving is None:
-        raise WorkerUnavailable(
-            code="worker_loading", message="This worker is still loading its model."
-        )
-    model = {
-        "id": service.names[0],
-        "object": "model",
-        "created": 0,
-        "owned_by": "yuzui",
-        "max_model_len": service.serving.prompts.max_model_len,
-        "capabilities": list(CAPABILITIES),
-        "aliases": list(service.names[1:]),
-    }
-    # As vLLM lists them: a model of its own that names what it was trained on.
-    adapted = [
-        {
-            **model,
-            "id": f"{service.names[0]}:{name}",
-            "parent": service.names[0],
-            "aliases": [f"{alias}:{name}" for alias in service.names[1:]],
-        }
-        for name in service.serving.adapters.loaded
-    ]
-    return _json({"object": "list", "data": [model, *adapted]})
+    return _json(listed(request.app[_SERVICE]))
+
+
+async def _model(request: web.Request) -> web.Response:
+    return _json(described(request.app[_SERVICE], request.match_info["name"]))
 
 
 async def _load(request: web.Request) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -106,6 +107,7 @@ class Service:
         self.names = names
         self.worker = worker
         self.serving: Serving | None = None
+        self.ready_s = 0  # Unix time since which it serves
         self._draining = False
         self._inside = 0
         self._on_change = on_change
@@ -131,6 +133,7 @@ class Service:
     def ready(self, serving: Serving) -> None:
         """The model is up."""
         self.serving = serving
+        self.ready_s = int(time.time())
         self._on_change()
 
     def drain(self) -> None:

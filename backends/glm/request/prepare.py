@@ -16,7 +16,7 @@ from backends.glm.answer.grammar import Grammars
 from backends.glm.answer.output import Output, ToolReading
 from backends.glm.answer.toolcalls import MARKERS
 from backends.glm.checkpoint.tokenizer import THINK_CLOSE, THINK_OPEN, GlmTokenizer
-from backends.glm.errors import WorkerError, bad_request
+from backends.glm.errors import bad_request, model_not_found
 from backends.glm.request.limits import Limits
 from backends.glm.request.prompt import PromptBuilder, Steps
 from backends.glm.request.protocol import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
@@ -61,14 +61,7 @@ class Preparer:
         """
         request = parse_chat(raw)
         if request.model not in names:
-            raise WorkerError(
-                f"The model `{request.model[:80]}` does not exist here; this worker serves "
-                f"`{names[0]}`.",
-                status=404,
-                kind="invalid_request_error",
-                code="model_not_found",
-                param="model",
-            )
+            raise model_not_found(request.model, served=names[0])
         self._check(request)
         return request
 

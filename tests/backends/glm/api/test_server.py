@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
 from openai import AsyncOpenAI
 
 from backends.glm.api import server
@@ -220,6 +222,54 @@ async def test_refusals_say_what_to_do_instead(serve: Serve) -> None:
             async with http.request(method, path, data=b" " * size) as response:
                 assert response.status in (404, 405, 413)
                 assert told in (await response.json())["error"]["message"]
+
+
+async def test_a_caller_who_leaves_while_a_piece_is_written_is_no_error(
+    checkpoint: Checkpoint,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The connection is really gone in the moment of the second write of the stream."""
+    write = web.StreamResponse.write
+    written: list[int] = []
+
+    async def gone(response: web.StreamResponse, data: Any) -> None:
+        written.append(len(data))
+        if len(written) == 2:
+            request = response._req
+            assert request is not None
+            assert request.transport is not None
+            request.transport.abort()
+        await write(response, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", gone)
+    body = {"model": "tiny", "messages": HELLO, "stream": True, "reasoning_effort": "none"}
+    async with serve(Script(ids_of(checkpoint, "ab"))) as served:
+        async with aiohttp.ClientSession(served.url) as http:
+            with pytest.raises(aiohttp.ClientError):
+                async with http.post("/v1/chat/completions", json=body) as response:
+                    await response.read()
+        await until(served, running=0, waiting=0)
+    assert len(written) >= 2
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_models_are_described_one_by_one(checkpoint: Checkpoint, serve: Serve) -> None:
+    async with serve(Script([0])) as served:
+        before = served.service.ready_s
+        client = AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        async with client:
+            (listed,) = (await client.models.list()).data
+            assert (listed.id, listed.created) == ("tiny", before)
+            assert abs(time.time() - listed.created) < 3600
+            assert await client.models.retrieve("tiny") == listed
+            assert (await client.models.retrieve("alias")).id == "alias"
+            for name in ("gpt-4o", "a/b"):
+                with pytest.raises(openai.NotFoundError) as caught:
+                    await client.models.retrieve(name)
+                assert caught.value.code == "model_not_found"
+                assert "serves `tiny`" in caught.value.message
 
 
 @pytest.mark.parametrize("stream", [False, True])
