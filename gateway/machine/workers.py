@@ -109,11 +109,15 @@ class LocalWorkers:
         self._answered_s = {child.name: float("-inf") for child, _ in workers}
         self._status: dict[str, int | None] = {child.name: None for child, _ in workers}
         self._rolling = asyncio.Lock()
+        self._trouble: dict[str, str] = {}  # of what, and what was said of it
 
     async def watch(self) -> None:
-        """Never returns: looks after all of them."""
+        """Never returns, whatever happens: looks after all of them."""
         while True:
-            await asyncio.gather(*(self._look(child, url) for child, url in self._workers))
+            looks = (self._look(child, url) for child, url in self._workers)
+            found = await asyncio.gather(*looks, return_exceptions=True)
+            failed = [error for error in found if isinstance(error, Exception)]
+            self._complain("a worker cannot be looked at", failed[0] if failed else None)
             self.write_status()
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -134,14 +138,31 @@ class LocalWorkers:
             return True
 
     def write_status(self) -> None:
-        self._data.write_workers(msgspec.json.encode([self._of(c, u) for c, u in self._workers]))
+        """For the admin port. A folder that cannot be written is said, and tried again."""
+        try:
+            status = msgspec.json.encode([self._of(c, u) for c, u in self._workers])
+            self._data.write_workers(status)
+            failed = None
+        except OSError as error:
+            failed = error
+        self._complain("`yuzui workers` shows old news", failed)
+
+    def _complain(self, what: str, error: Exception | None) -> None:
+        """Says it once for as long as it lasts. error: None when it is well."""
+        why = "" if error is None else str(error) or type(error).__name__
+        if why and why != self._trouble.get(what):
+            self._say(f"{what}: {why}")
+        self._trouble[what] = why
 
     async def _back(self, child: Child, url: str) -> bool:
         end_s = time.monotonic() + READY_PATIENCE_S
         while time.monotonic() < end_s and child.state is not ChildState.GIVEN_UP:
-            if await self._probe(f"{url}/health") == 200:
-                self._answered_s[child.name] = time.monotonic()
-                return True
+            try:
+                if await self._probe(f"{url}/health") == 200:
+                    self._answered_s[child.name] = time.monotonic()
+                    return True
+            except Exception as error:  # as in `watch`: no probe may end what is under way
+                self._complain(f"{child.name} cannot be looked at", error)
             await asyncio.sleep(LOOK_EVERY_S / 4)
         return False
 

@@ -152,3 +152,43 @@ async def test_only_those_that_were_named(tmp_path: Path) -> None:
         await until(lambda: house.states() == ["running", "running"])
         assert await house.workers.roll(["worker-2"])
         assert [it.restarts for it, _ in house.children] == [0, 1]
+
+
+async def test_a_folder_that_cannot_be_written_keeps_nobody_from_being_looked_after(
+    tmp_path: Path,
+) -> None:
+    async with running(House(tmp_path, [])) as house:
+        await until(lambda: house.states() == ["running"])
+        ((it, _),) = house.children
+        (tmp_path / "workers.json.tmp").mkdir()  # stands in the way, as a full disk would
+        await until(lambda: len(house.said) == 1)
+        assert "shows old news" in house.said[0]
+        before = it.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)
+        await until(lambda: it.restarts == 1)
+        assert house.states() == ["running"]  # as it was
+        assert sum("old news" in line for line in house.said) == 1  # not in every round
+        (tmp_path / "workers.json.tmp").rmdir()
+        await until(lambda: house.status()[0].restarts == 1)
+
+
+async def test_a_probe_that_fails_here_ends_neither_watch_nor_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the supervisor itself can start no thread."""
+    asked = 0
+
+    async def probe(url: str) -> int | None:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            raise RuntimeError("can't start new thread")
+        return await _probe(url)
+
+    house = House(tmp_path, [])
+    monkeypatch.setattr(house.workers, "_probe", probe)
+    async with running(house):
+        await until(lambda: house.states() == ["running"])
+        assert await house.workers.roll()
+        assert any("can't start new thread" in line for line in house.said)
