@@ -17,6 +17,7 @@ request of which anything was written is never repeated here: the engine may be 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from functools import partial
 
@@ -51,7 +52,7 @@ class Egress:
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         """`allowed`: base URLs, of which scheme, host and port count."""
-        self._origins: set[Origin] = set()
+        self._origins: Counter[Origin] = Counter()  # how often each was allowed
         self._places: dict[str, tuple[Origin, str]] = {}
         self._dialer = Dialer()
         self._connections_max = connections_max
@@ -66,13 +67,18 @@ class Egress:
             self.allow(base_url)
 
     def allow(self, base_url: str) -> None:
-        """Puts one more place on the list. Raises EgressDenied if it is not a plain http(s) URL."""
-        self._origins.add(origin_of(base_url))
+        """Puts one more place on the list. An origin that several need is on it until each of them
+        has forgotten it. Raises EgressDenied if it is not a plain http(s) URL."""
+        self._origins[origin_of(base_url)] += 1
 
     def forget(self, base_url: str) -> None:
-        """Takes a place off the list. Calls that are under way there go on to their end."""
+        """Takes back one `allow`; with the last one the place is off the list. Calls that are under
+        way there go on to their end."""
         origin = origin_of(base_url)
-        self._origins.discard(origin)
+        self._origins[origin] -= 1
+        if self._origins[origin] > 0:
+            return
+        del self._origins[origin]
         self._places = {url: place for url, place in self._places.items() if place[0] != origin}
 
     def abandon(self, base_url: str) -> None:

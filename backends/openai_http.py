@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 
-from backends.base import Call, Event, Failure
+from backends.base import Call, Event, Failure, Kind
 from backends.chunks import read_body, read_event
-from backends.egress import Egress, Wire
+from backends.egress import Egress, EgressDenied, Wire
 from backends.engines.dialect import Dialect
 from backends.engines.yuzui import Plain
 from backends.refusals import failure_of, read_error, retry_after_of
@@ -60,18 +60,21 @@ class OpenAIHttpBackend:
     async def open(self, call: Call) -> HttpReply:
         """Sends the call; returns when the status is good. Raises Failure."""
         began_s = self._clock()
-        wire = await self._egress.open(
-            "POST",
-            self._url,
-            headers={
-                **self._headers,
-                "content-type": "application/json",
-                "accept": "text/event-stream" if call.stream else "application/json",
-                "x-request-id": call.request_id,
-            },
-            body=self.dialect.encode(call),
-            timeouts=call.timeouts,
-        )
+        try:
+            wire = await self._egress.open(
+                "POST",
+                self._url,
+                headers={
+                    **self._headers,
+                    "content-type": "application/json",
+                    "accept": "text/event-stream" if call.stream else "application/json",
+                    "x-request-id": call.request_id,
+                },
+                body=self.dialect.encode(call),
+                timeouts=call.timeouts,
+            )
+        except EgressDenied:  # it has left the pool, or its name leads where nobody may go
+            raise Failure(Kind.CONNECT, "the engine may not be connected to") from None
         try:
             await _expect_answer(wire, stream=call.stream, ours=self.dialect.ours)
         except BaseException:

@@ -217,8 +217,7 @@ class Gateway:
             await asyncio.wait(self._later, timeout=self.config.limits.drain_s)
         if self._tending is not None:
             self._tending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._tending
+            await asyncio.wait([self._tending])  # however it ended: the rest is closed all the same
         await self.auth.keys.stop()
         self.waiting.close()
         await self.pool.close()
@@ -229,23 +228,32 @@ class Gateway:
         await self.ledger.close()
 
     async def _tend(self) -> None:
-        """Keeps the lease, resolves what others left behind, and reads the budgets' figures."""
+        """Never returns: without it the lease ends, and nothing is swept, booked or told."""
         while True:
             now_s = time.time()
-            if self.spool is not None:
-                self.spool.flush()
             try:
-                await self.ledger.renew_lease(now_s)
-                swept = await self.ledger.sweep(now_s)
-                await self.ledger.refresh(now_s)
-                await self.alerts.look(now_s)
                 if self.spool is not None:
-                    await self.spool.book(self.ledger)
-                if swept.voided or swept.expired:
-                    _log.warning("swept", voided=swept.voided, expired=swept.expired)
+                    self.spool.flush()
+            except OSError as error:  # a full disk; the books are tended all the same
+                _log.error("spool_failed", why=str(error))
+            try:
+                await self._tend_once(now_s)
             except (LedgerUnavailable, LedgerFault) as error:
                 _log.warning("ledger_unavailable", why=str(error))
+            except Exception:  # whatever one turn met, the next one may do better
+                _log.exception("tending_failed")
             await asyncio.sleep(TEND_EVERY_S)
+
+    async def _tend_once(self, now_s: float) -> None:
+        """Keeps the lease, resolves what others left behind, and reads the budgets' figures."""
+        await self.ledger.renew_lease(now_s)
+        swept = await self.ledger.sweep(now_s)
+        await self.ledger.refresh(now_s)
+        await self.alerts.look(now_s)
+        if self.spool is not None:
+            await self.spool.book(self.ledger)
+        if swept.voided or swept.expired:
+            _log.warning("swept", voided=swept.voided, expired=swept.expired)
 
     async def _fetch_jwks(self) -> bytes:
         url = self.config.auth.jwks_url or ""

@@ -18,9 +18,9 @@ from hashlib import blake2b
 
 from backends.ark import dialect, errors
 from backends.ark.models import ArkModel, model_of
-from backends.base import Call, Event, Failure
+from backends.base import Call, Event, Failure, Kind
 from backends.chunks import read_body, read_event
-from backends.egress import Egress, Wire
+from backends.egress import Egress, EgressDenied, Wire
 from backends.sse import data_of
 from backends.streams import batches, broken
 from policies.types import STRICTEST, CloudPermit, Usage
@@ -73,13 +73,16 @@ class ArkBackend:
             raise PermissionError("data of the strictest label never leaves")
         model = self._models.get(call.chat.model) or model_of(call.chat.model)
         body = dialect.encode(call, model)
-        wire = await self._egress.open(
-            "POST",
-            self._url,
-            headers=self._headers(call, model),
-            body=body,
-            timeouts=call.timeouts,
-        )
+        try:
+            wire = await self._egress.open(
+                "POST",
+                self._url,
+                headers=self._headers(call, model),
+                body=body,
+                timeouts=call.timeouts,
+            )
+        except EgressDenied:  # its name leads where nobody may go
+            raise Failure(Kind.CONNECT, "Ark may not be connected to") from None
         try:
             await self._expect_answer(wire, stream=call.stream)
         except BaseException:

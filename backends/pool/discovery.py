@@ -48,7 +48,8 @@ class DnsSource:
     """
 
     def __init__(self, egress: Egress, pattern: Member, *, every_s: float) -> None:
-        self.name = f"dns:{origin_of(pattern.url).host}"
+        place = origin_of(pattern.url)  # one host may have a pool at each of several ports
+        self.name = f"dns:{pattern.name}:{place.host}:{place.port}"
         self.every_s = every_s
         self._egress = egress
         self._pattern = pattern

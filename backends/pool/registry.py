@@ -150,8 +150,7 @@ class Pool:
         task = self._tasks.pop(f"pool-{name}", None)
         if task is not None:
             task.cancel()
-        if all(other.url != worker.url for other in self._workers.values()):
-            self._egress.forget(worker.url)
+        self._egress.forget(worker.url)
 
     async def _ask(self, source: Source) -> None:
         """Never returns."""

@@ -13,6 +13,7 @@ was killed does not match and ends the spool.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -108,7 +109,10 @@ class Spool:
             path = self._folder / f"{self._name}.spool"
             self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        os.write(self._file, pack_line(_encode(line)))
+        data, end = pack_line(_encode(line)), os.fstat(self._file).st_size
+        if os.write(self._file, data) < len(data):  # the disk is full; half a line would hide
+            os.ftruncate(self._file, end)  # every later one from whoever reads them
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._dirty = True
         if self._strict:
             self.flush()
@@ -165,10 +169,14 @@ class Spool:
 
     def close(self) -> None:
         """Lets go of the file; what is in it and not booked is for whoever finds it."""
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
             self.flush()
-            os.close(self._file)
-            self._file = -1
+        except OSError as error:  # the kernel has it, and may still bring it on disk
+            _log.error("spool_failed: %s", error)
+        os.close(self._file)
+        self._file = -1
 
 
 def _whole(file: int) -> bytes:

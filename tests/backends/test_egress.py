@@ -184,6 +184,27 @@ async def test_a_denied_url_opens_no_socket(egress: Egress, url: str) -> None:
         assert server.connections == 1
 
 
+async def test_a_place_that_several_need_is_on_the_list_until_the_last_has_left(
+    egress: Egress,
+) -> None:
+    async def ask(url: str) -> None:
+        wire = await egress.open("GET", url + "/", headers={}, body=None, timeouts=PATIENT)
+        await wire.close()
+
+    async with serving(answer_each) as server:
+        egress.allow(server.url)
+        egress.allow(server.url + "/x")
+        for _ in range(2):
+            await ask(server.url)
+            egress.forget(server.url + "/x")
+        for _ in range(2):
+            with pytest.raises(EgressDenied):
+                await ask(server.url)
+            egress.forget(server.url)  # once too often leaves no debt
+        egress.allow(server.url)
+        await ask(server.url)
+
+
 @pytest.mark.parametrize("url", ["ftp://a", "http://a b", "a:80", "http://u@a", "http://a\\b"])
 def test_such_a_place_cannot_be_listed(url: str) -> None:
     with pytest.raises(EgressDenied):

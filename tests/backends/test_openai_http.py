@@ -311,3 +311,14 @@ async def test_closing_a_reply_early_tells_the_engine(egress: Egress) -> None:
             break
         await reply.close()
         await server.left.wait()
+
+
+async def test_an_engine_that_may_not_be_connected_to_fails_as_one_that_cannot_be(
+    egress: Egress,
+) -> None:
+    """It left the pool after it was chosen."""
+    backend: Backend = OpenAIHttpBackend(egress, "http://127.0.0.1:1")
+    with pytest.raises(Failure) as caught:
+        await backend.open(call_of())
+    assert (caught.value.kind, caught.value.billed) == (Kind.CONNECT, Billed.NO)
+    assert caught.value.elsewhere

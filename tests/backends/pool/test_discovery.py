@@ -121,6 +121,47 @@ async def test_heartbeats_come_and_go_and_stay_inside() -> None:
             await until(lambda: pool.states() == ())
 
 
+async def test_who_leaves_takes_no_other_worker_of_its_origin_along() -> None:
+    egress = Egress(allowed=[])
+    async with ScriptedServer(ServerOptions()) as worker:
+        written = [Member(name="twin", url=worker.url + "/x")]
+
+        async def read() -> Sequence[Member]:
+            return written
+
+        pool = Pool(egress, [worker.url], sources=[HeartbeatSource(read, every_s=0.02)])
+        await pool.start()
+        await until(lambda: pool.names() == ("w1", "twin"))
+        written.clear()
+        await until(lambda: pool.names() == ("w1",))
+        wire = await egress.open(
+            "GET", worker.url + "/health", headers={}, body=None, timeouts=PATIENT
+        )
+        assert wire.status == 200
+        await wire.close()
+        await pool.close()
+        await egress.close()
+
+
+async def test_a_name_may_have_a_pool_at_each_of_several_ports() -> None:
+    egress = Egress(allowed=[])
+    async with ScriptedServer(ServerOptions()) as one, ScriptedServer(ServerOptions()) as other:
+        sources = [
+            DnsSource(
+                egress,
+                Member(name=name, url=server.url.replace("127.0.0.1", "localhost")),
+                every_s=0.02,
+            )
+            for name, server in (("a", one), ("b", other))
+        ]
+        both = {"a-127.0.0.1", "b-127.0.0.1"}
+        async with finding(*sources, egress=egress) as pool:
+            await until(lambda: both <= set(up(pool)))
+            for _ in range(20):  # and neither pushes the other out
+                await asyncio.sleep(0.02)
+                assert both <= set(up(pool))
+
+
 async def test_a_fixed_member_keeps_its_name() -> None:
     egress = Egress(allowed=[])
     async with ScriptedServer(ServerOptions()) as worker:

@@ -174,6 +174,27 @@ def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool.close()
 
 
+def test_half_a_line_on_a_full_disk_hides_none_of_the_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, full = os.write, True
+
+    def write(file: int, data: bytes) -> int:
+        return real(file, data[: len(data) // 2] if full else data)
+
+    monkeypatch.setattr(os, "write", write)
+    spool = Spool.open(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        spool.begin(hold("a.0", 1))
+    full = False
+    spool.begin(hold("b.0", 1))
+    spool.end("b.0", row("b.0", 1))
+    spool.close()
+    (path,) = tmp_path.glob("*.spool")
+    ended, begun = read_spool(path.read_bytes())
+    assert ([line.id for line, _ in ended], begun) == (["b.0"], [])
+
+
 # ------------------------------------------------------------------ through a gateway
 
 
