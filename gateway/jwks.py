@@ -148,7 +148,9 @@ class Jwks:
         except JwksError as error:
             _log.error("%s; the keys in use stay", error)
         except Exception as error:  # the fetcher is injected: whatever it raises means "not now"
-            _log.error("the key set cannot be fetched (%s); the keys in use stay", type(error))
+            _log.error(
+                "the key set cannot be fetched (%s); the keys in use stay", type(error).__name__
+            )
         finally:
             self._running = None
 

@@ -243,7 +243,8 @@ async def _call(action: str, call: Callable[[], Any]) -> Any:
         return await asyncio.to_thread(call)
     except ApiException as error:
         raise _refused(action, error) from None
-    except Exception as error:  # urllib3's many: no route, no name, a timeout
+    # The SDK lets through what urllib3, json and its own models raise; the command ends with it.
+    except Exception as error:
         raise ControlError(action, f"cannot be asked ({type(error).__name__})") from None
 
 

@@ -21,7 +21,7 @@ from backends.glm import heap
 from backends.glm.api.report import Changes, LoadReporter
 from backends.glm.api.server import make_app
 from backends.glm.api.service import Service, Serving
-from backends.glm.checkpoint.files import check_files
+from backends.glm.checkpoint.files import LoadError, check_files
 from backends.glm.engine.progress import Watch
 from backends.glm.options import Options
 from backends.glm.priority import gently, take_part
@@ -41,6 +41,12 @@ class LoadFailure:
     """Loading ended without a model; `message` is for the operator."""
 
     message: str
+
+    @classmethod
+    def by(cls, error: Exception) -> LoadFailure:
+        """A LoadError speaks for itself; of another the text alone may be a bare key."""
+        named = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+        return cls(named)
 
 
 def run(options: Options) -> int:
@@ -180,7 +186,7 @@ class _Worker:
                 assembled = gently(lambda: startup.assemble(self._options, self._changes.notify))
             self._loaded = assembled.start(take_part)
         except Exception as error:  # whatever it is, the process must end with its reason
-            self._loaded = LoadFailure(str(error) or type(error).__name__)
+            self._loaded = LoadFailure.by(error)
         self._changes.notify()
 
     async def _serve(self, serving: Serving) -> None:

@@ -12,6 +12,7 @@ from backends.origins import EgressDenied, origin_of
 from gateway.commands.options import add_config, load_config
 from gateway.config import Config
 from gateway.pool.heartbeats import Announcement, announce
+from gateway.redis.target import parse_url
 from policies.sensitivity import NAMES
 from policies.types import Sensitivity
 
@@ -69,6 +70,7 @@ def announcement(
     if redis_url is None:
         parser.error("no Redis is named: give --redis, redis_url in yuzui.yaml or YUZUI_REDIS_URL")
     try:
+        parse_url(redis_url)
         origin = origin_of(args.announce)
         said = Announcement(
             name=args.announced_name or name or f"{origin.host}:{origin.port}",

@@ -18,6 +18,7 @@ from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.keys import KeyUnusable
 from gateway.ledger.ledger import LedgerUnavailable
+from gateway.redis.target import parse_url
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,6 +67,10 @@ def _problem(config: Config) -> str | None:
             "no Redis or Valkey is named for the books: set redis_url (YUZUI_REDIS_URL); "
             "`yuzui up` starts an embedded one"
         )
+    try:
+        parse_url(config.redis_url)
+    except ValueError as error:
+        return f"redis_url (YUZUI_REDIS_URL): {error}"
     if not config.workers and not config.pool.remote and not config.ark.enabled:
         return (
             "nothing could answer: name workers (workers, YUZUI_WORKERS, pool.workers), a way to "

@@ -37,6 +37,7 @@ from gateway.config.schema import (
     Processes,
     Section,
     SensitivityConfig,
+    check_host,
     check_url,
 )
 
@@ -120,6 +121,8 @@ class Config(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.port == self.admin_port != 0:
             raise Invalid("admin_port", f"{self.admin_port} is already the port for clients")
+        for field in ("host", "admin_host"):
+            check_host(getattr(self, field), field)
         if self.redis_url is not None:
             _check_redis(self.redis_url)
         for worker in self.workers:

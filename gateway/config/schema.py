@@ -327,6 +327,7 @@ def check_url(url: str, field: str) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # UnicodeError: `a..b` is no name
     except ValueError:
         raise Invalid(field, "is not a valid URL") from None
     if parts.username is not None or parts.password is not None:
@@ -337,6 +338,18 @@ def check_url(url: str, field: str) -> None:
         raise Invalid(field, f"{url!r} is not allowed; expected a URL without ? and #")
     if parts.scheme == "http" and not is_private(host):
         raise Invalid(field, f"{url!r} leaves the private network; expected https://")
+
+
+def check_host(host: str, field: str) -> None:
+    """Raise Invalid unless `host` could be an address or a name to listen on."""
+    try:
+        host.encode("idna")
+        fine = not any(c.isspace() or c in "/@[]" for c in host)
+    except UnicodeError:
+        fine = False
+    if not fine:
+        allowed = "an address or a name, such as 127.0.0.1"
+        raise Invalid(field, f"{host!r} is not allowed; expected {allowed}")
 
 
 def is_private(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from policies.types import Value
@@ -42,8 +43,14 @@ def parse_url(url: str) -> Target:
         raise ValueError(f"unknown option in the Redis URL: {', '.join(sorted(unknown))}")
     path = unquote(parts.path) if parts.scheme == "unix" else None
     db = options.get("db") or ("" if path else parts.path.strip("/")) or "0"
-    if path == "" or not db.isdecimal():
+    if path == "" or not re.fullmatch("[0-9]{1,9}", db):
         raise ValueError("a Redis URL names a socket path, and its database by number")
+    try:
+        (parts.hostname or "").encode("idna")
+    except UnicodeError:
+        raise ValueError("the host in the Redis URL is no name") from None
+    if parts.port == 0:
+        raise ValueError("a port in a Redis URL is 1 to 65535")
     return Target(
         path=path,
         host=parts.hostname or "localhost",

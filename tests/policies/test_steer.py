@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from policies.steer import NONE, ahead_of_pace, steering, used_up_at_s
+from policies.steer import (
+    NONE,
+    ahead_of_pace,
+    elapsed_share,
+    steering,
+    used_share,
+    used_up_at_s,
+)
 from policies.types import BudgetView, Plan, Reason, Site, SloClass, SoftLimit, Steer
 from tests.policies.builders import budget, busy, cloud, decide, facts, rules, snapshot
 
@@ -61,6 +68,43 @@ def test_pace_steers_before_the_share_is_reached() -> None:
 )
 def test_a_forecast(posted: int, at_s: float, ends_s: float | None) -> None:
     assert used_up_at_s(view(posted), at_s) == ends_s
+
+
+MIDNIGHT_S = 1_795_622_400.0  # of a day that real clocks have: a period does not start at 0
+
+
+def today(posted: int, *steps: tuple[int, Steer], **more: Any) -> BudgetView:
+    found = view(posted, *steps, **more)
+    return replace(found, starts_at_s=MIDNIGHT_S, resets_at_s=MIDNIGHT_S + DAY_S)
+
+
+@pytest.mark.parametrize(
+    ("at_s", "share"), [(-5.0, 0.0), (0.0, 0.0), (21_600.0, 0.25), (DAY_S, 1.0), (2 * DAY_S, 1.0)]
+)
+def test_how_much_of_a_period_is_over(at_s: float, share: float) -> None:
+    assert elapsed_share(today(0), MIDNIGHT_S + at_s) == share
+    assert elapsed_share(replace(today(0), resets_at_s=None), MIDNIGHT_S) is None
+    assert elapsed_share(replace(today(0), starts_at_s=None), MIDNIGHT_S) is None
+
+
+def test_pace_and_forecast_go_by_the_time_since_the_period_began() -> None:
+    assert not ahead_of_pace(today(540_000), MIDNIGHT_S + DAY_S / 2)
+    assert ahead_of_pace(today(560_000), MIDNIGHT_S + DAY_S / 2)
+    assert used_up_at_s(today(500_000), MIDNIGHT_S + DAY_S / 4) == MIDNIGHT_S + DAY_S / 2
+    # from the shares on that are no anecdote any more
+    assert used_up_at_s(today(200_000), MIDNIGHT_S + DAY_S / 10) == MIDNIGHT_S + DAY_S / 2
+
+
+def test_of_nothing_everything_is_used_and_nothing_is_forecast() -> None:
+    nothing = replace(today(0, (100, Steer.PREFER_LOCAL)), limit_nano=0)
+    assert used_share(nothing) == 1.0
+    assert used_up_at_s(nothing, MIDNIGHT_S + DAY_S / 2) is None
+    assert steering(["t"], {"t": (nothing,)}, MIDNIGHT_S).prefer_local
+    least = replace(today(0), limit_nano=1)
+    assert used_share(least) == 0.0
+    assert used_up_at_s(replace(least, limit_nano=10, posted_nano=5), MIDNIGHT_S + DAY_S / 4) == (
+        MIDNIGHT_S + DAY_S / 2
+    )
 
 
 # ------------------------------------------------------------------ in the plan

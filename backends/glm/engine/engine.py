@@ -35,8 +35,7 @@ from backends.glm.engine.scheduler import Entry, Scheduler
 from backends.glm.engine.speeds import EngineLoad, Speeds
 from backends.glm.errors import WorkerBusy, bad_request, place_of, worker_draining, worker_failed
 
-# So many steps in a row, each of one request alone, have failed: no request does that, a broken
-# device does. As many as open a breaker of the gateway.
+# Failed steps in a row, each of one request: a broken device. As many as open a gateway's breaker.
 FAILED_STEPS_MAX = 5
 
 _log = structlog.get_logger("glm.engine")
@@ -390,6 +389,7 @@ class Engine:
 
     def _step_failed(self, work: list[tuple[Run, int]], error: Exception) -> None:
         if len(work) > 1:
+            _log.warning("step_failed", requests=len(work), error=place_of(error))
             for member in work:
                 if self._trouble is None:
                     self._advance([member])

@@ -12,6 +12,7 @@ sleep between loops: every product of the decoding thread would begin with wakin
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ import torch
 
 from backends.glm.model.vision import Encoder
 from backends.glm.types import Picture
+
+_log = logging.getLogger(__name__)
 
 # Patches encoded at once: four pictures of 224 x 224. More would only delay the first of them.
 BATCH_PATCHES = 1024
@@ -136,6 +139,10 @@ class Eyes:
             features = [one.clone() for one in encoded]
         except Exception as error:  # a picture that breaks the encoder must not blind the others
             if len(batch) > 1:
+                kind = type(error).__name__
+                _log.warning(
+                    "%d pictures failed together (%s); each is tried alone", len(batch), kind
+                )
                 for key, picture in batch.items():
                     self._encode({key: picture})
                 return

@@ -162,7 +162,8 @@ class PromptBuilder:
                 variables=variables,
                 add_generation_prompt=not chat.continues,
             )
-        except Exception as error:  # a template may raise anything about a chat it does not like
+        # Templates are code that comes with a model and raise anything; callers are told the kind.
+        except Exception as error:
             raise bad_request(
                 f"The model's chat template refused these messages ({type(error).__name__}).",
                 param="messages",

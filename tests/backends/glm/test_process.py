@@ -17,7 +17,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from backends.glm.checkpoint.files import LoadError
 from backends.glm.priority import AS_USUAL, GIVING_WAY
+from backends.glm.worker import LoadFailure
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +217,11 @@ async def test_an_engine_that_breaks_or_hangs_ends_the_worker_with_1(
     assert process.returncode == 1
     assert lines[-1]["event"] == "engine_failed"
     assert why in lines[-1]["error"]
+
+
+def test_an_unexpected_failure_to_load_names_its_kind() -> None:
+    assert LoadFailure.by(LoadError("copy the folder")).message == "copy the folder"
+    assert LoadFailure.by(KeyError("rope")).message == "KeyError: 'rope'"
 
 
 async def test_what_cannot_be_loaded_ends_with_1_and_a_reason(start: Start, tmp_path: Path) -> None:

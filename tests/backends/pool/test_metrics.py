@@ -68,6 +68,35 @@ def test_a_figure_that_makes_no_sense_counts_as_none(value: str) -> None:
     assert (found.running, found.waiting) == (0, 2)
 
 
+def test_what_is_not_said_counts_as_none() -> None:
+    assert read_metrics("vllm:num_requests_running 1\n") == Published(engine="vllm", running=1)
+    unused = "vllm:num_requests_running 1\nvllm:time_per_output_token_seconds_count 0\n"
+    found = read_metrics(unused)
+    assert found is not None
+    assert found.pace == Totals()
+
+
+@pytest.mark.parametrize("value", [True, "7", None, [7], -1, 1_000_001, 1e300])
+def test_a_load_that_is_no_number_of_requests_counts_as_none(value: object) -> None:
+    rank = {"num_running_reqs": 3, "num_waiting_reqs": value}
+    found = read_loads(json.dumps({"loads": [rank]}).encode())
+    assert found == Published(engine="sglang", running=3, waiting=0)
+    assert read_loads(json.dumps([{"num_running_reqs": 1_000_000}]).encode()) == Published(
+        engine="sglang", running=1_000_000
+    )
+
+
+def test_more_waiting_than_there_are_is_nobody_running() -> None:
+    older = json.dumps([{"num_reqs": 2, "num_waiting_reqs": 5}]).encode()
+    assert read_loads(older) == Published(engine="sglang", running=0, waiting=5)
+
+
+def test_slots_are_at_least_one_and_what_an_engine_can_hold() -> None:
+    assert read_slots(b'{"max_running_requests": 1}') == 1
+    for beyond in (b"0", b"1000001"):
+        assert read_slots(b'{"max_running_requests": %b}' % beyond) is None
+
+
 @given(st.text(max_size=200) | st.text(alphabet='vlm:sgnu_{}"=1. \n#', max_size=200))
 def test_any_text_is_read_or_is_neither(text: str) -> None:
     found = read_metrics(text)

@@ -37,6 +37,16 @@ def test_a_report_is_read_whatever_else_it_says() -> None:
     assert (found.engine, found.slots) == ("yuzui", 4)
 
 
+def test_a_report_that_says_nothing_is_of_an_idle_engine_with_one_slot() -> None:
+    found = read(REPORT, b"{}")
+    assert (found.engine, found.model, found.pid, found.slots) == ("", "", 0, 1)
+    assert (found.running, found.waiting, found.waiting_tokens, found.queue_limit) == (0, 0, 0, 0)
+    assert (found.decode_tokens_per_s, found.prefill_tokens_per_s) == (0.0, 0.0)
+    assert (found.kv_tokens_used, found.kv_tokens_total, found.kv_used) == (0, 0, 0.0)
+    assert (found.state, found.max_model_len, found.image_limits) == ("ok", None, None)
+    assert Report(kv_tokens_used=1, kv_tokens_total=1).kv_used == 1.0
+
+
 NONSENSE = [b"", b"[]", b'{"slots":"many"}', b"\xff", b"[" * 100_000]
 NUMBERS = [
     name

@@ -127,12 +127,33 @@ def test_a_data_folder_that_cannot_be_used(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("host", ["a b", "a..b", "http://h", "[::1]", "x" * 64, " "])
+@pytest.mark.parametrize("argv", ["report", "serve", "up"])
 def test_an_address_that_is_none(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    argv: str, host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("YUZUI_ADMIN_HOST", "a b")
-    assert run("report") == 1
-    assert "is no address: set admin_host" in capsys.readouterr().err
+    monkeypatch.setenv("YUZUI_ADMIN_HOST", host)
+    assert run(argv) == 2
+    said = capsys.readouterr().err
+    assert f"YUZUI_ADMIN_HOST: admin_host: {host!r} is not allowed; expected an address" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("redis://127.0.0.1:9/abc", "its database by number"), ("redis://a..b/0", "is no name"),
+     ("redis://h?x=1", "unknown option in the Redis URL: x")],
+)  # fmt: skip
+@pytest.mark.parametrize("argv", ["serve", "archive status", "announce --url http://127.0.0.1:9"])
+def test_books_at_no_address(
+    argv: str, url: str, said: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("YUZUI_REDIS_URL", url)
+    monkeypatch.setenv("YUZUI_AUTH_SECRET", "a" * 32)
+    monkeypatch.setenv("YUZUI_WORKERS", "http://127.0.0.1:9")
+    assert run(argv) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["prices", "show", "doubao-seed-2-1-lite-260915"]])

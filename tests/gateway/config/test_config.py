@@ -216,6 +216,7 @@ WRONG: list[tuple[str, str]] = [
         "ark.base_url: must not hold a name or password",
     ),
     ("workers: ['http://[::1']", "workers: is not a valid URL"),
+    ("workers: ['http://a..b']", "workers: is not a valid URL"),
     ("workers: ['http://a:99999']", "workers: is not a valid URL"),
     ("workers: [http://a, http://a]", "workers: the same worker stands there twice"),
     ("workers: ['ftp://a']", "workers: 'ftp://a' is not allowed; expected http://host"),

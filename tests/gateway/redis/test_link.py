@@ -88,7 +88,8 @@ def test_urls(url: str, target: Target) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "http://h", "redis://h/x", "redis://h/-1", "unix://", "redis://h?protocol=3",
-     "redis://:secret@h/zero", "redis://:secret@h:port"],
+     "redis://:secret@h/zero", "redis://:secret@h:port", "redis://:secret@a..b/0", "redis://h:0",
+     "redis://h/\u0663", "redis://h/9999999999"],
 )  # fmt: skip
 def test_bad_urls_are_refused_without_their_password(url: str) -> None:
     with pytest.raises(ValueError, match=r"Redis URL|[Pp]ort") as caught:

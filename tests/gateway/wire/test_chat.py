@@ -167,6 +167,7 @@ FORM_BOUNDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"1": 101}}, "logit_bias"),
     ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({"top_logprobs": 3}, "top_logprobs"),
+    ({"top_logprobs": -1, "logprobs": True}, "top_logprobs"),
     ({"n": 10**9}, "n"),
 ]
 
@@ -358,7 +359,7 @@ BAD: dict[str, tuple[bytes, str | None]] = {
     "seed": (body(seed=2**63), "seed"),
     "n 0": (body(n=0), "n"),
     "n of a billion": (body(n=10**9), "n"),
-    "top_logprobs": (body(top_logprobs=21), "top_logprobs"),
+    "top_logprobs": (body(top_logprobs=21, logprobs=True), "top_logprobs"),
     "five stops": (body(stop=list("abcde")), "stop"),
     "129 tools": (body(tools=[TOOL] * 129), "tools"),
     "deep tool": (raw(f'"tools":{nested(JSON_DEPTH_MAX + 1)}'), "tools"),

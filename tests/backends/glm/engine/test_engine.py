@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from backends.glm.answer.output import Output
 from backends.glm.engine.engine import FAILED_STEPS_MAX, Engine
@@ -320,8 +321,10 @@ def test_only_the_one_at_fault_is_given_up(bench: Bench) -> None:
     script.allow(1)
     broken.next()
     engine.submit(engine.admit(), job(good, max_tokens=2))
-    script.allow(20)
-    assert isinstance(broken.last()[1], Failed)
+    with capture_logs() as lines:
+        script.allow(20)
+        assert isinstance(broken.last()[1], Failed)
+    assert [line["requests"] for line in lines if line["event"] == "step_failed"] == [2]
     assert good.last()[0] == "ab"
     bench.counts(engine, 0, 0)
 

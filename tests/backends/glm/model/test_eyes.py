@@ -116,7 +116,7 @@ def test_a_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.batches == [[b"0"], [b"a", b"b"], [b"c"]]
 
 
-def test_one_that_cannot_be_encoded_fails_alone() -> None:
+def test_one_that_cannot_be_encoded_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     look, encoder = held()
     good, bad = Told(), Told()
     sight = look.look([picture("a")], "", good.told)
@@ -125,6 +125,7 @@ def test_one_that_cannot_be_encoded_fails_alone() -> None:
     assert good.get() is None
     assert values(sight) == [97.0] * 2
     assert "cannot look" in str(bad.get())
+    assert any("2 pictures failed together" in line for line in caplog.messages)
 
 
 def test_who_left_is_not_told_and_not_worked_for() -> None:
