@@ -64,6 +64,33 @@ async def test_entries_are_booked_once_into_the_budgets_of_their_time(
         assert await spool.book(ledger) == 1
 
 
+def synced(patch: pytest.MonkeyPatch) -> list[int]:
+    """The files that were put on disk, each time that one was."""
+    seen: list[int] = []
+    patch.setattr(os, "fdatasync", seen.append)
+    return seen
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_was_written_is_put_on_disk_at_the_latest_when_it_closes(
+    strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = synced(monkeypatch)
+    spool = Spool.open(tmp_path, strict=strict)
+    spool.flush()
+    assert files == []  # nothing was written
+    spool.begin(hold("a.0", 5, TENANT))
+    assert len(files) == strict
+    spool.flush()
+    spool.flush()
+    assert len(files) == 1
+    spool.end("a.0", row("a.0", 5))
+    spool.close()
+    assert len(files) == 2
+    spool.close()
+    assert len(files) == 2  # it was closed already
+
+
 _DIES = """
 import sys, os, signal
 from pathlib import Path
@@ -107,6 +134,7 @@ async def test_what_a_killed_gateway_left_is_booked_by_another_once(
         mine.begin(hold("mine.0", 5, TENANT))
         other = Spool.open(tmp_path)
         assert await other.book(ledger) == 4  # not mine: I live
+        assert not left.exists(), "or it would be booked again every second"
         put(left, kept)  # as if it had died before it could remove the file
         await mine.book(ledger)
         found = {r.hold_id: (r.posted_nano, r.state) for r in await rows_of(ledger)}
