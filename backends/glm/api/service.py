@@ -25,7 +25,8 @@ from backends.glm.types import Prompt
 # Decoding pictures and tokenising release the interpreter lock for most of their time; more threads
 # would take cores from the model. One decodes pictures, so one is in memory decoded at a time.
 TEXT_THREADS, PICTURE_THREADS = 2, 1
-LARGE_BYTES = 256 * 1024  # of a body; one that is larger is nearly always pictures
+# Of a body: parsing a larger one takes long enough to be felt by who waits for it.
+LARGE_BYTES = 256 * 1024
 
 State = Literal["loading", "ok", "draining", "failed"]
 Events = asyncio.Queue[tuple[int, Event]]
@@ -112,8 +113,10 @@ class Service:
         self._inside = 0
         self._on_change = on_change
         self._mail = Mail()
-        # Apart, so that a request without pictures never waits for one with.
+        # Apart, so that a request without pictures never waits for one with, and nobody is kept
+        # from having his turn because it is not known yet whose request it is.
         self._texts = Lane("glm-texts", TEXT_THREADS)
+        self._large = Lane("glm-large", 1)
         self._pictures = Lane("glm-pictures", PICTURE_THREADS)
 
     @property
@@ -156,8 +159,8 @@ class Service:
         """End the engine; blocks until the step that runs is over."""
         if self.serving is not None:
             self.serving.engine.stop(timeout_s)
-        self._texts.close()
-        self._pictures.close()
+        for lane in (self._texts, self._large, self._pictures):
+            lane.close()
 
     @asynccontextmanager
     async def converse(
@@ -215,7 +218,7 @@ class Service:
             return preparer.read(raw, names)
             yield
 
-        lane = self._pictures if len(raw) > LARGE_BYTES else self._texts
+        lane = self._large if len(raw) > LARGE_BYTES else self._texts
         request = await asyncio.wrap_future(lane.submit("", read()))
         lane = self._pictures if request.has_pictures else self._texts
         steps = preparer.steps(request)

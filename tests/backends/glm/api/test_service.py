@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
+from backends.glm.api import service as service_module
 from backends.glm.api.service import Events, Mail, Service
 from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.events import ABORTED, Progress
@@ -133,12 +134,14 @@ def ask(tenant: str, width: int, pictures: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("large_bytes", [1, service_module.LARGE_BYTES])
 async def test_pictures_keep_no_text_waiting_and_their_tenants_take_turns(
-    checkpoint: Checkpoint, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, serve: Serve, monkeypatch: pytest.MonkeyPatch, large_bytes: int
 ) -> None:
     """While the pictures of alpha are decoded: a text of beta is answered, a picture of beta is
     next, and those of a caller who has left are not decoded at all."""
     decoding = Decoding()
+    monkeypatch.setattr(service_module, "LARGE_BYTES", large_bytes)
     monkeypatch.setattr(prompt_module, "decode_picture", decoding.decode)
     script = Script([min(checkpoint.stop_ids)])
     async with serve(script) as served, aiohttp.ClientSession(served.url) as http:
@@ -151,7 +154,7 @@ async def test_pictures_keep_no_text_waiting_and_their_tenants_take_turns(
         assert await asyncio.to_thread(decoding.entered.acquire, True, WAIT_S)
         hello = {"role": "user", "content": "hi"}
         text = {"model": "tiny", "cache_salt": "beta", "messages": [hello]}
-        assert await post(text) == 200
+        assert await asyncio.wait_for(post(text), WAIT_S / 2) == 200
         leaves = asyncio.gather(post(ask("beta", 40, 1)))
         await in_line(served.service, 1)
         beta = asyncio.gather(post(ask("beta", 50, 1)))
