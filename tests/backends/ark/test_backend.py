@@ -213,7 +213,7 @@ async def test_silence_in_mid_stream(ark: ArkBackend, emulator: Emulator) -> Non
 
 async def test_a_slow_first_token(ark: ArkBackend, emulator: Emulator) -> None:
     await inject(emulator, first_ms=60_000)
-    failure = await fails(ark, replace(LIMITS, first_s=0.3))
+    failure = await fails(ark, replace(QUICK, first_s=0.3))
     assert failure.kind is Kind.TIMEOUT_FIRST
 
 

@@ -47,7 +47,7 @@ class Port(BaseHTTPRequestHandler):
 def port() -> Iterator[int]:
     Port.seen = []
     with HTTPServer(("127.0.0.1", 0), Port) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # looks so often
         thread.start()
         try:
             yield server.server_port
