@@ -24,7 +24,7 @@ from backends.glm.api.service import Service, Serving
 from backends.glm.checkpoint.files import LoadError, check_files
 from backends.glm.engine.progress import Watch
 from backends.glm.options import Options
-from backends.glm.priority import gently, take_part
+from backends.glm.priority import Breath, gently, take_part
 from backends.listen import ListenError, listen
 
 DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
@@ -177,7 +177,7 @@ class _Worker:
         """Runs in a thread: importing torch and loading weights would stop the loop for seconds."""
         try:
             check_files(self._options.model)
-            with heap.filling():
+            with heap.filling(), Breath():
                 # Imports torch, hence not at the top.
                 gently(lambda: import_module("backends.glm.startup"))
                 from backends.glm import startup

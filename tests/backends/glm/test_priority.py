@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from backends.glm.priority import GIVING_WAY, gently
+from backends.glm.priority import BREATH_S, GIVING_WAY, Breath, gently
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sched(7)")
 
@@ -68,3 +70,17 @@ def test_a_session_of_its_own_gives_way_and_takes_part_again(own: bool, seen: li
         command, start_new_session=True, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == seen
+
+
+def test_it_takes_breath_between_imports_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    before = list(sys.meta_path)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with Breath():
+        assert importlib.import_module("colorsys").rgb_to_hls  # found by those behind it
+    assert slept == [BREATH_S]
+    assert sys.meta_path == before
+    monkeypatch.delitem(sys.modules, "colorsys")
+    importlib.import_module("colorsys")
+    assert slept == [BREATH_S]

@@ -9,6 +9,8 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from msgspec.structs import replace
 
 from backends.base import Failure, Fault, Kind
@@ -17,6 +19,7 @@ from gateway.snapshot import World
 from gateway.tasks import spawn
 from policies import latency
 from policies.types import Attempt, Facts, Health, Reason, Site, SloClass, WorkerState
+from tests.gateway.pool.machine import PoolMachine
 from tests.gateway.rig import until
 from tests.policies.builders import TRAITS, facts, rules, worker
 
@@ -348,3 +351,11 @@ async def test_a_worker_that_owes_a_report_is_passed_over_and_waited_for_when_th
     assert not second.done()
     kit.report(one_slot("w1"), one_slot("w2", running=1))
     assert (await second).attempt.target == "w1"
+
+
+def test_any_day_of_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See tests.gateway.pool.machine."""
+    monkeypatch.undo()  # here reports are late in earnest
+    run_state_machine_as_test(
+        PoolMachine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None)
+    )
