@@ -33,6 +33,15 @@ def test_a_raised_limit_can_be_crossed_anew() -> None:
     assert due(500_000_000)[0].key == due(600_000_000)[0].key
 
 
+def test_a_crossing_has_one_name_among_all_gateways() -> None:
+    half, whole = due(10**9)
+    assert (half.key, whole.key) == ("c|1000000000|threshold|50", "c|1000000000|threshold|100")
+    (ahead,) = due(400_000_000, at_s=DAY_S / 4)
+    assert (ahead.key, ahead.percent) == ("c|1000000000|forecast|0", 0)
+    assert [each.percent for each in due(1, limit=1)] == [50, 100]
+    assert due(0, limit=1) == ()
+
+
 def test_a_forecast_says_when() -> None:
     (found,) = due(400_000_000, at_s=DAY_S / 4)
     assert found.kind is AlertKind.FORECAST

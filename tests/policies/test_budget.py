@@ -19,6 +19,7 @@ from policies.budget import (
     check_scope,
     check_start_day,
     check_zone,
+    cny,
     fits,
     posted_of,
     refusal_text,
@@ -231,3 +232,12 @@ def test_a_refusal_names_the_scope_the_limit_what_is_held_and_the_reset() -> Non
     )
     assert "frozen" in refusal_text(replace(view, frozen=True), 1)
     assert "anew" not in refusal_text(replace(view, resets_at_s=None), 1)
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [(0, "0.0"), (1, "0.000000001"), (-1, "-0.000000001"), (10**9, "1.0"), (324_000, "0.000324"),
+     (-(10**10) - 5 * 10**8, "-10.5"), (MONEY_NANO_MAX, "9007199.254740991")],
+)  # fmt: skip
+def test_money_is_written_exactly(nano: int, text: str) -> None:
+    assert cny(nano) == text

@@ -170,4 +170,5 @@ async def test_a_notice_that_is_about_no_budget_is_told_once_by_one_of_many(redi
         ]
         await tellers[1].notice("drift|cloud:other", "drift", "too few")
         assert len({got["id"] for got in receiver.got}) == 2
+        assert sum(teller.counts["drift"] for teller in tellers) == 2
         assert receiver.forged == 0
