@@ -17,9 +17,9 @@ from gateway.tasks import spawn
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
-STEADY_S = 30.0  # a child that lived so long starts again without delay
-# So many ends in a row without having lived for STEADY_S: what is wrong will not go away by itself
-# (a checkpoint that cannot be read, a card without memory), and starting loads the machine.
+STEADY_S = 30.0  # a child that was well for so long starts again without delay
+# So many ends in a row without having been well for STEADY_S: what is wrong will not go away by
+# itself (a checkpoint that cannot be read, a card without memory), and starting loads the machine.
 QUICK_ENDS_MAX = 6
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -41,8 +41,10 @@ class Child:
     The child gets a session of its own, so that Ctrl-C reaches only the parent, which drains in the
     right order; and a SIGTERM when the parent dies, so that nothing is left behind.
 
-    name:  for messages and the log file `<logs>/<name>.log`
-    say:   told about unexpected ends and restarts
+    name:   for messages and the log file `<logs>/<name>.log`
+    say:    told about unexpected ends and restarts
+    probed: it is well from the first `well()` after its launch, however long it loads; without, it
+            is well once it runs
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Child:
         env: Mapping[str, str],
         logs: Path,
         say: Callable[[str], None],
+        probed: bool = False,
     ) -> None:
         self.name = name
         self.log_file = logs / f"{name}.log"
@@ -63,6 +66,8 @@ class Child:
         self.failures = 0  # unexpected ends
         self.restarts = 0  # launches after the first one
         self.launched_s = 0.0  # monotonic clock
+        self._probed = probed
+        self._well_s: float | None = None  # since when, of this process
         self.why = ""  # the last end, in words
         self.state = ChildState.STARTING
         self._quick_ends = 0
@@ -83,6 +88,11 @@ class Child:
     async def start(self) -> None:
         """Starts the process and watches it from now on."""
         self._watcher = spawn(self._watch(await self._launch()), name=f"watch {self.name}")
+
+    def well(self) -> None:
+        """Somebody has asked it, and it answers as it should."""
+        if self.running and self._well_s is None:
+            self._well_s = time.monotonic()
 
     async def stop(self, patience_s: float) -> None:
         """SIGTERM, then after `patience_s` SIGKILL. Returns when the process is gone."""
@@ -150,7 +160,10 @@ class Child:
             if not isinstance(log, int):
                 log.close()
             self.launched_s = time.monotonic()
+            self._well_s = None
         self.state = ChildState.RUNNING
+        if not self._probed:
+            self.well()
         return ""
 
     async def _watch(self, why: str) -> None:
@@ -171,7 +184,7 @@ class Child:
 
     def _count_end(self) -> None:
         self.failures += 1
-        if time.monotonic() - self.launched_s > STEADY_S:
+        if self._well_s is not None and time.monotonic() - self._well_s > STEADY_S:
             self._backoff_s, self._quick_ends = BACKOFF_FIRST_S, 0
         self._quick_ends += 1
 

@@ -178,7 +178,8 @@ class Stack:
             if self.config.model is not None:
                 command += ["--model", str(self.config.model.absolute())]
             command += shlex.split(self.config.pool.worker_options)
-            self.workers.append(self._child(wanted.name.replace("w", "worker-"), command))
+            name = wanted.name.replace("w", "worker-")
+            self.workers.append(self._child(name, command, probed=True))
             urls.append(f"http://127.0.0.1:{port}")
         await asyncio.gather(*(child.start() for child in self.workers))
         for child, url in zip(self.workers, urls, strict=True):
@@ -227,8 +228,9 @@ class Stack:
             self._archiver = self._child("archiver", command)
             await self._archiver.start()
 
-    def _child(self, name: str, command: list[str]) -> Child:
-        return Child(name, command, env=self._environ, logs=self.data.logs, say=self._say)
+    def _child(self, name: str, command: list[str], *, probed: bool = False) -> Child:
+        env, logs = self._environ, self.data.logs
+        return Child(name, command, env=env, logs=logs, say=self._say, probed=probed)
 
     async def _wait(self, child: Child, url: str) -> None:
         deadline_s = time.monotonic() + START_PATIENCE_S

@@ -160,6 +160,7 @@ class LocalWorkers:
             try:
                 if await self._probe(f"{url}/health") == 200:
                     self._answered_s[child.name] = time.monotonic()
+                    child.well()
                     return True
             except Exception as error:  # as in `watch`: no probe may end what is under way
                 self._complain(f"{child.name} cannot be looked at", error)
@@ -174,6 +175,8 @@ class LocalWorkers:
         now_s = time.monotonic()
         if status is not None:
             self._answered_s[child.name] = now_s
+            if status == 200:
+                child.well()
             return
         since_s = self._answered_s[child.name]
         if since_s < child.launched_s:  # it has not answered yet at all

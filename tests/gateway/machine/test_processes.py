@@ -160,6 +160,21 @@ async def test_who_asks_waits_for_no_pause_and_forgives_only_what_was(
     await it.stop(5)
 
 
+@pytest.mark.parametrize("probed", [True, False])
+async def test_one_that_lives_long_and_never_gets_well_is_given_up(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, probed: bool
+) -> None:
+    """As a checkpoint that is too large: half a minute of loading, then no memory, for ever."""
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(processes, "STEADY_S", 0.05)
+    loads = [sys.executable, "-S", "-c", "import time; time.sleep(0.1); raise SystemExit(3)"]
+    it = Child("x", loads, env=dict(os.environ), logs=tmp_path, say=said.append, probed=probed)
+    await it.start()
+    await until(lambda: it.failures > QUICK_ENDS_MAX or it.state is ChildState.GIVEN_UP)
+    assert it.failures == QUICK_ENDS_MAX + (not probed)
+    await it.stop(1)
+
+
 async def test_an_end_by_a_signal_without_a_name(tmp_path: Path, said: list[str]) -> None:
     it = child(tmp_path, said, SLEEPS)
     await it.start()

@@ -75,7 +75,7 @@ class House:
             command = [sys.executable, "-m", "tests.scripted_worker", "--port", str(port), *more]
             it = Child(
                 f"worker-{number}", command, env=dict(os.environ), logs=self.data.logs,
-                say=self.said.append,
+                say=self.said.append, probed=True,
             )  # fmt: skip
             self.children.append((it, f"http://127.0.0.1:{port}"))
         self.workers = LocalWorkers(
@@ -192,3 +192,35 @@ async def test_a_probe_that_fails_here_ends_neither_watch_nor_restart(
         await until(lambda: house.states() == ["running"])
         assert await house.workers.roll()
         assert any("can't start new thread" in line for line in house.said)
+
+
+async def test_one_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its lives takes longer than a quick end, and none was of use."""
+    monkeypatch.setattr(workers, "FIRST_ANSWER_S", 0.3)
+    monkeypatch.setattr("gateway.machine.processes.STEADY_S", 0.1)
+    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("gateway.machine.processes.QUICK_ENDS_MAX", 3)
+    house = House(tmp_path, [], hang_s=0.1)
+    ((mute, _),) = house.children
+    mute._command[:] = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+    async with running(house):
+        await until(lambda: mute.state is ChildState.GIVEN_UP)
+        assert (mute.failures, mute.why) == (3, "signal SIGKILL")
+
+
+async def test_one_that_was_well_is_never_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.machine.processes.STEADY_S", 0.0)
+    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("gateway.machine.processes.QUICK_ENDS_MAX", 2)
+    async with running(House(tmp_path, [])) as house:
+        ((it, _),) = house.children
+        for number in (1, 2, 3):
+            await until(lambda: it._well_s is not None)
+            pid = it.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda number=number: it.restarts == number)  # type: ignore[misc]
