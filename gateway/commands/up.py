@@ -20,6 +20,7 @@ from gateway.data_dir import InUse
 from gateway.keys import KeyUnusable
 from gateway.machine.stack import Stack, StartFailed
 from gateway.redis.embedded import EmbeddedError
+from gateway.tasks import spawn
 
 _BANNER = """
 Yuzui is ready.
@@ -100,6 +101,7 @@ async def run_stack(
     stack: Stack, stop: asyncio.Event, *, then: Callable[[], Awaitable[None]] | None = None
 ) -> int:
     """Starts, shows where it listens, does `then`, waits for `stop`, drains; the exit code."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stack.restart_workers)
     print("starting the books, the workers and the gateway ...", flush=True)
     starting = asyncio.ensure_future(stack.start())  # noqa: TID251 - awaited right below
     stopping = asyncio.ensure_future(stop.wait())  # noqa: TID251
@@ -110,19 +112,28 @@ async def run_stack(
             await asyncio.wait({starting})
             return 0  # stopped as asked
         starting.result()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stack.restart_workers)
         print(_banner(stack), flush=True)
         if then is not None:
             await _unless(stopping, then)
-        await stopping
-        print("draining ...", flush=True)
-        return 0
+        return await _until_the_end(stack, stopping)
     except (StartFailed, InUse, EmbeddedError, KeyUnusable) as error:
         print(f"yuzui up: {error}", file=sys.stderr)
         return 1
     finally:
         await stack.stop()
-        print("stopped; the books are kept in", stack.data.path, flush=True)
+        _say(f"stopped; the books are kept in {stack.data.path}")
+
+
+async def _until_the_end(stack: Stack, stopping: asyncio.Future[Any]) -> int:
+    """Waits until somebody wants it to stop (0), or there is nothing left that could answer (1)."""
+    losing = spawn(stack.lost(), name="what is lost")
+    await asyncio.wait({losing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.done():
+        losing.cancel()
+        _say("draining ...")
+        return 0
+    print(f"yuzui up: {losing.result()}", file=sys.stderr)
+    return 1
 
 
 async def _unless(stopping: asyncio.Future[Any], then: Callable[[], Awaitable[None]]) -> None:

@@ -24,13 +24,14 @@ from gateway.archive.extra import installed
 from gateway.config import Config
 from gateway.data_dir import DataDir, Running
 from gateway.keys import issue, make_private_key, public_jwk
-from gateway.machine.processes import Child, tail
 from gateway.machine.workers import WORKER_STOP_S, LocalWorkers, count_gpus, planned
+from gateway.processes import Child, ChildState, tail
 from gateway.redis.embedded import EmbeddedServer
 from gateway.tasks import spawn
 
 START_PATIENCE_S = 120.0  # a worker loads torch and a checkpoint; a large one takes longer
 POLL_S = 0.1
+LOST_EVERY_S = 0.5
 FAILURES_MAX = 2  # a part that fails twice at its start will not get better
 TOKEN_TTL_S = 30 * 86_400
 DEMO_TENANT = "demo"
@@ -97,6 +98,16 @@ class Stack:
     def admin_url(self) -> str:
         return f"http://{_reachable(self.config.admin_host)}:{self.config.admin_port}"
 
+    async def lost(self) -> str:
+        """Returns, with the reason, when nothing can be answered any more and nobody will change
+        that: the books or every gateway were given up. Else it waits."""
+        while True:
+            await asyncio.sleep(LOST_EVERY_S)
+            if self._books is not None and self._books.given_up:
+                return "the embedded Valkey does not start any more, so there are no books"
+            if all(child.state is ChildState.GIVEN_UP for child in self.gateways):
+                return "no gateway starts any more, so nobody listens"
+
     async def stop(self) -> None:
         """Drains and stops what was started, top down; the books are saved."""
         patience_s = self.config.limits.drain_s + 5.0
@@ -147,7 +158,9 @@ class Stack:
 
     async def _start_books(self) -> None:
         if self.config.redis_url is None:
-            self._books = await EmbeddedServer.start(self.data.path, strict=self.config.strict)
+            self._books = await EmbeddedServer.start(
+                self.data.path, strict=self.config.strict, say=self._say
+            )
             self.config = msgspec.structs.replace(self.config, redis_url=self._books.url)
         self._environ["YUZUI_REDIS_URL"] = self.config.redis_url or ""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.data_dir import DataDir
-from gateway.machine.processes import Child, ChildState
+from gateway.processes import Child, ChildState
 
 LOOK_EVERY_S = 1.0
 # From launch to the first answer: importing the server takes seconds on a busy machine.

@@ -3,34 +3,37 @@
 The server is a child process with a unix socket and no TCP port. It lives in a session of its own,
 so Ctrl-C in the terminal reaches the gateway first, which drains and then stops it; and the kernel
 sends it SIGTERM when the gateway's main thread is gone for whatever reason, on which it writes its
-books and leaves. A lock that the child inherits keeps a second server off the same folder for
-exactly as long as the first one runs.
+books and leaves. One that ends by itself is started again on the same socket, with the same books.
+A lock that the child inherits keeps a second server off the folder for as long as one of the two,
+it or its gateway, is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
+
+from gateway.config import inherited
+from gateway.processes import Child, ChildState
+from gateway.tasks import spawn
 
 SOCKET_PATH_BYTES_MAX: Final = 107  # sockaddr_un.sun_path with its final zero byte
 LOCK_WAIT_S: Final = 10.0  # a server whose gateway was just killed needs a moment to leave
 READY_WAIT_S: Final = 300.0  # reading a large book takes a minute; a dead child is seen at once
 STOP_WAIT_S: Final = 10.0
 POLL_S: Final = 0.02
+TEND_EVERY_S: Final = 0.5
 LOG_TAIL_BYTES: Final = 4096
-_PR_SET_PDEATHSIG: Final = 1
 _DAMAGED: Final = re.compile(
     r"Bad file format reading the append only|reading the append only file|AOF (was|loading) |"
     r"Unexpected end of file|append-only|Terminating server after rdb file reading failure",
@@ -65,33 +68,55 @@ def find_server() -> Path:
 class EmbeddedServer:
     """One server process. Make it with `start`; `url` leads to it; `stop` saves the books."""
 
-    def __init__(self, process: subprocess.Popen[bytes], socket: Path, folder: Path) -> None:
-        self._process = process
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        socket: Path,
+        folder: Path,
+        lock: int,
+        say: Callable[[str], None] | None,
+    ) -> None:
+        self._child = Child(
+            "valkey",
+            command,
+            env=inherited(),
+            logs=folder,
+            say=self._heard,
+            probed=True,
+            fds=(lock,),
+        )
         self._socket = socket
         self._folder = folder
+        self._lock: int | None = lock
+        self._say = say
+        self._tending: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, data_dir: Path, *, strict: bool = False) -> EmbeddedServer:
+    async def start(
+        cls, data_dir: Path, *, strict: bool = False, say: Callable[[str], None] | None = None
+    ) -> EmbeddedServer:
         """Starts a server whose data are under `data_dir`/valkey and waits until it answers.
 
         strict: every settlement is on disk before it is answered (appendfsync always); else up to
-        a second of them may be lost when the machine, not only the process, fails. Raises
-        EmbeddedError.
+        a second of them may be lost when the machine, not only the process, fails. say: told when
+        it ends later, and when it is back. Raises EmbeddedError.
         """
         binary = find_server()
         folder = _folder(data_dir)
         _check_format(binary, folder)
         lock = await _lock(folder)
+        socket = _socket_path(folder)
+        (folder / "valkey.log").unlink(missing_ok=True)  # of the run before
+        command = _command(binary, folder, socket, strict)
+        server = cls(command, socket=socket, folder=folder, lock=lock, say=say)
         try:
-            socket = _socket_path(folder)
-            server = cls(_spawn(binary, folder, socket, lock, strict), socket, folder)
-        finally:
-            os.close(lock)  # the child has its own handle on the same lock
-        try:
+            await server._child.start()
             await server._ready()
         except BaseException:
             await server.stop()
             raise
+        server._tending = spawn(server._tend(), name="tend the embedded server")
         return server
 
     @property
@@ -99,41 +124,58 @@ class EmbeddedServer:
         return f"unix://{self._socket}"
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pid(self) -> int | None:
+        """None: it has ended, and is being started again."""
+        return self._child.pid
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._child.running
+
+    @property
+    def given_up(self) -> bool:
+        """It ended again and again, and is not started any more."""
+        return self._child.state is ChildState.GIVEN_UP
 
     async def stop(self) -> None:
         """Lets the server write its books and end; kills it should it not. May be called twice."""
-        if self.running:
-            self._process.send_signal(signal.SIGTERM)
-            if not await self._gone(STOP_WAIT_S):
-                self._process.kill()
-                await self._gone(STOP_WAIT_S)
+        if self._tending is not None:
+            self._tending.cancel()
+        await self._child.stop(STOP_WAIT_S)
         self._socket.unlink(missing_ok=True)
         if self._socket.parent != self._folder:
             shutil.rmtree(self._socket.parent, ignore_errors=True)
-
-    async def _gone(self, wait_s: float) -> bool:
-        for _ in range(int(wait_s / POLL_S)):
-            if not self.running:
-                return True
-            await asyncio.sleep(POLL_S)
-        return not self.running
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def _ready(self) -> None:
         """Waits for PONG; LOADING means that the books are being read."""
         until = time.monotonic() + READY_WAIT_S
         while time.monotonic() < until:
-            if not self.running:
-                raise EmbeddedError(_why_it_ended(self._folder, self._process.returncode))
+            if self._child.failures:
+                raise EmbeddedError(_why_it_ended(self._folder, self._child.why))
             if await _ping(self._socket):
+                self._child.well()
                 return
             await asyncio.sleep(POLL_S)
         raise EmbeddedError(f"the embedded server did not get ready within {READY_WAIT_S:.0f} s")
+
+    def _heard(self, text: str) -> None:
+        """From the child. What goes wrong at the start is an error instead."""
+        if self._say is not None and self._tending is not None:
+            self._say(text)
+
+    async def _tend(self) -> None:
+        """Notices that it is well again after it was started anew."""
+        seen = self._child.restarts
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            if self._child.running and await _ping(self._socket):
+                self._child.well()
+                if self._child.restarts != seen:
+                    self._heard("valkey answers again, with the books as they were")
+                seen = self._child.restarts
 
 
 async def _ping(socket: Path) -> bool:
@@ -204,16 +246,12 @@ def _check_format(binary: Path, folder: Path) -> None:
         )
 
 
-def _spawn(
-    binary: Path, folder: Path, socket: Path, lock: int, strict: bool
-) -> subprocess.Popen[bytes]:
-    (folder / "valkey.log").unlink(missing_ok=True)  # of the run before
+def _command(binary: Path, folder: Path, socket: Path, strict: bool) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(folder),
-        "logfile": str(folder / "valkey.log"),
         "daemonize": "no",
         "save": "",  # the append-only file is the book; no snapshots beside it
         "appendonly": "yes",
@@ -221,27 +259,10 @@ def _spawn(
         "maxmemory-policy": "noeviction",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-    def in_child() -> None:
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before we asked to be told
-                os._exit(1)
-
-    return subprocess.Popen(  # noqa: S603  the binary was found by us
-        [str(binary), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(lock,),
-        start_new_session=True,
-        preexec_fn=in_child,
-    )
+    return [str(binary), *arguments]
 
 
-def _why_it_ended(folder: Path, code: int | None) -> str:
+def _why_it_ended(folder: Path, why: str) -> str:
     try:
         with (folder / "valkey.log").open("rb") as log:
             log.seek(0, os.SEEK_END)
@@ -255,4 +276,4 @@ def _why_it_ended(folder: Path, code: int | None) -> str:
             f"can tell where the damage begins. The server's own words are in {folder}/valkey.log"
         )
     last = tail.strip().splitlines()[-1:] or ["it left no log"]
-    return f"the embedded server ended at once (exit {code}): {last[0]}"
+    return f"the embedded server ended at once ({why}): {last[0]}"

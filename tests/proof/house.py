@@ -16,9 +16,9 @@ import aiohttp
 
 from gateway.data_dir import DataDir
 from gateway.keys import from_secret, issue
-from gateway.machine.processes import Child
 from gateway.machine.stack import _probe
 from gateway.machine.workers import LocalWorkers
+from gateway.processes import Child
 from gateway.tasks import spawn
 from tests.gateway.redis_servers import VALKEY, RealServer
 from tests.ports import free_port

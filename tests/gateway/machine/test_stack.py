@@ -19,8 +19,11 @@ import msgspec
 import pytest
 
 from backends.scripted_server import ScriptedServer, ServerOptions
+from gateway import processes
+from gateway.commands.up import make_stack, run_stack
+from gateway.config import Config
 from gateway.data_dir import DataDir
-from gateway.machine.stack import StartFailed, _check_free, _reachable
+from gateway.machine.stack import StartFailed, _check_free, _reachable, answers
 from tests.ports import free_port
 
 PATIENCE_S = 60.0
@@ -28,9 +31,9 @@ SLOW = ServerOptions(chunks=2_000, pace_ms=20)
 
 
 class House:
-    """One `yuzui up` in a folder of its own."""
+    """One `yuzui up` in a folder of its own. early: a signal for it while it starts."""
 
-    def __init__(self, folder: Path, worker: str) -> None:
+    def __init__(self, folder: Path, worker: str, *, early: signal.Signals | None = None) -> None:
         self.folder = folder
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -46,6 +49,9 @@ class House:
                 [sys.executable, "-m", "gateway.cli", "up"],
                 cwd=folder, env=self.env, stdout=out, stderr=out,
             )  # fmt: skip
+        if early is not None:
+            until(lambda: "starting the books" in self.text)
+            self.process.send_signal(early)
         until(lambda: "Yuzui is ready" in self.text or self.process.poll() is not None)
         assert self.process.poll() is None, self.text
 
@@ -68,20 +74,24 @@ class House:
 
     def gateway_pids(self) -> list[int]:
         """Processes of `yuzui serve` that this `up` has started."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        found = []
-        for pid in children.split():
-            # a child that ends while we look (a killed one, just reaped) is no gateway any more
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if command.endswith(b"gateway.cli\0serve\0"):
-                    found.append(int(pid))
-        return found
+        return children_of(self.process.pid, b"gateway.cli\0serve\0")
 
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_S)
+
+
+def children_of(parent: int, words: bytes) -> list[int]:
+    """Processes that it has started and whose command line has these words in it."""
+    found = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            # a child that ends while we look (a killed one, just reaped) is none any more
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if words in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+    return found
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -152,6 +162,57 @@ async def test_a_gateway_that_is_killed_in_mid_stream_leaves_its_row(
     assert after["held_nano"] == 0
     assert after["posted_nano"] == budget["held_nano"] == report(house)["cost_nano"]
     assert "signal SIGKILL; starting again" in house.text
+
+
+@pytest.mark.slow
+async def test_who_asks_for_a_restart_while_it_starts_does_not_end_it(
+    tmp_path: Path, worker: ScriptedServer
+) -> None:
+    house = await asyncio.to_thread(House, tmp_path, worker.url, early=signal.SIGUSR1)
+    assert await asyncio.to_thread(house.stop) == 0
+
+
+@pytest.mark.slow
+async def test_valkey_that_is_killed_comes_back_and_requests_are_answered(
+    house: House, worker: ScriptedServer
+) -> None:
+    worker.frames = worker.frames[:3] + worker.frames[-4:]  # a stream that ends
+    assert (await stream(house)).endswith(b"data: [DONE]\n\n")
+    before = await asyncio.to_thread(report, house)
+    (server,) = children_of(house.process.pid, b"valkey-server")
+    os.kill(server, signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: "valkey answers again" in house.text)
+    assert "valkey ended with signal SIGKILL; starting again" in house.text
+    await asyncio.to_thread(until, lambda: answers(f"{house.url}/readyz"))
+    assert (await stream(house)).endswith(b"data: [DONE]\n\n")
+    await asyncio.to_thread(until, lambda: report(house)["requests"] == before["requests"] + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["books", "gateway"])
+async def test_it_ends_when_nothing_can_be_answered_any_more(
+    tmp_path: Path, worker: ScriptedServer, part: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In this process, so that the pauses between six starts need not be waited for."""
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    set_to = {"data_dir": tmp_path / "d", "workers": worker.url, "port": 0, "admin_port": 0}
+    stack = make_stack(Config.load(environ={}, overrides=set_to), None)
+
+    async def break_it() -> None:
+        if part == "books":
+            (log,) = (tmp_path / "d" / "valkey" / "appendonlydir").glob("*.incr.aof")
+            log.write_bytes(b"nonsense" + log.read_bytes())
+            (pid,) = children_of(os.getpid(), str(tmp_path).encode())
+        else:
+            (gateway,) = stack.gateways
+            gateway._command.append("--no-such-flag")
+            pid = gateway.pid or 0
+        os.kill(pid, signal.SIGKILL)
+
+    assert await run_stack(stack, asyncio.Event(), then=break_it) == 1
+    said = {"books": "there are no books", "gateway": "nobody listens"}
+    assert said[part] in capsys.readouterr().err
 
 
 def _works(house: House) -> bool:

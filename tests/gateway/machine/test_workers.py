@@ -15,9 +15,9 @@ import pytest
 
 from gateway.data_dir import DataDir
 from gateway.machine import workers
-from gateway.machine.processes import Child, ChildState
 from gateway.machine.stack import _probe
 from gateway.machine.workers import LocalWorkers, WorkerStatus, count_gpus, planned
+from gateway.processes import Child, ChildState
 from gateway.tasks import spawn
 from tests.gateway.rig import until
 from tests.ports import free_port
@@ -134,7 +134,7 @@ async def test_they_are_restarted_one_after_the_other(tmp_path: Path) -> None:
 async def test_one_that_does_not_come_back_ends_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("gateway.processes.BACKOFF_FIRST_S", 0.01)
     async with running(House(tmp_path, [], [])) as house:
         await until(lambda: house.states() == ["running", "running"])
         broken, spared = (it for it, _ in house.children)
@@ -199,9 +199,9 @@ async def test_one_that_never_answers_is_given_up(
 ) -> None:
     """Each of its lives takes longer than a quick end, and none was of use."""
     monkeypatch.setattr(workers, "FIRST_ANSWER_S", 0.3)
-    monkeypatch.setattr("gateway.machine.processes.STEADY_S", 0.1)
-    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
-    monkeypatch.setattr("gateway.machine.processes.QUICK_ENDS_MAX", 3)
+    monkeypatch.setattr("gateway.processes.STEADY_S", 0.1)
+    monkeypatch.setattr("gateway.processes.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("gateway.processes.QUICK_ENDS_MAX", 3)
     house = House(tmp_path, [], hang_s=0.1)
     ((mute, _),) = house.children
     mute._command[:] = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
@@ -213,9 +213,9 @@ async def test_one_that_never_answers_is_given_up(
 async def test_one_that_was_well_is_never_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.machine.processes.STEADY_S", 0.0)
-    monkeypatch.setattr("gateway.machine.processes.BACKOFF_FIRST_S", 0.01)
-    monkeypatch.setattr("gateway.machine.processes.QUICK_ENDS_MAX", 2)
+    monkeypatch.setattr("gateway.processes.STEADY_S", 0.0)
+    monkeypatch.setattr("gateway.processes.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("gateway.processes.QUICK_ENDS_MAX", 2)
     async with running(House(tmp_path, [])) as house:
         ((it, _),) = house.children
         for number in (1, 2, 3):

@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway import processes
 from gateway.redis import embedded
 from gateway.redis.embedded import EmbeddedError, EmbeddedServer, find_server
 from tests.gateway.redis_servers import REDIS_6_2
+from tests.gateway.rig import until
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "d"
+
+
+def damage(data_dir: Path) -> None:
+    (log,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
+    log.write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\nnonsense" + log.read_bytes())
 
 
 async def test_started_used_stopped_and_found_again(data_dir: Path) -> None:
@@ -42,6 +49,38 @@ async def test_started_used_stopped_and_found_again(data_dir: Path) -> None:
         assert client.get("k") == b"v"
         assert client.config_get()["appendfsync"] == "always"
     await again.stop()
+
+
+async def test_one_that_is_killed_comes_back_with_the_books(data_dir: Path) -> None:
+    said: list[str] = []
+    server = await EmbeddedServer.start(data_dir, say=said.append)
+    first = server.pid
+    assert first is not None
+    with redis.Redis.from_url(server.url) as client:
+        client.set("k", "v")
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: len(said) == 2)
+    assert said[0].startswith("valkey ended with signal SIGKILL; starting again")
+    assert "answers again" in said[1]
+    assert server.pid != first
+    with redis.Redis.from_url(server.url) as client:
+        assert client.get("k") == b"v"
+    await server.stop()
+    await (await EmbeddedServer.start(data_dir)).stop()  # the folder is free again
+
+
+async def test_one_that_cannot_come_back_is_given_up(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    said: list[str] = []
+    server = await EmbeddedServer.start(data_dir, say=said.append)
+    damage(data_dir)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await until(lambda: server.given_up)
+    assert "Bad file format" in said[-1]
+    await server.stop()
 
 
 async def test_one_folder_one_server(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +108,7 @@ async def test_damaged_books_are_named(data_dir: Path) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.set("k", "v")
     await server.stop()
-    (log,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
-    log.write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\nnonsense" + log.read_bytes())
+    damage(data_dir)
     with pytest.raises(EmbeddedError, match="are damaged"):
         await EmbeddedServer.start(data_dir)
 

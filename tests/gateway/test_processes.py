@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.machine import processes
-from gateway.machine.processes import QUICK_ENDS_MAX, Child, ChildState, tail
+from gateway import processes
+from gateway.processes import QUICK_ENDS_MAX, Child, ChildState, tail
 from tests.gateway.rig import until
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -1,15 +1,17 @@
-"""Child processes of `yuzui up`: started, watched, restarted with back-off, stopped in order."""
+"""Child processes: started, watched, restarted with back-off, stopped in order."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +47,7 @@ class Child:
     say:    told about unexpected ends and restarts
     probed: it is well from the first `well()` after its launch, however long it loads; without, it
             is well once it runs
+    fds:    open files that it gets, under their numbers here
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Child:
         logs: Path,
         say: Callable[[str], None],
         probed: bool = False,
+        fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.log_file = logs / f"{name}.log"
@@ -67,6 +71,7 @@ class Child:
         self.restarts = 0  # launches after the first one
         self.launched_s = 0.0  # monotonic clock
         self._probed = probed
+        self._fds = tuple(fds)
         self._well_s: float | None = None  # since when, of this process
         self.why = ""  # the last end, in words
         self.state = ChildState.STARTING
@@ -106,6 +111,8 @@ class Child:
     async def restart(self, patience_s: float) -> None:
         """The same, and starts it anew at once, also one that waits for its next start or was
         given up. Returns when the new process is launched or could not be."""
+        if self._stopping:
+            return
         self._quick_ends, self._backoff_s = 0, BACKOFF_FIRST_S
         if self._watcher is None or self._watcher.done():
             self.restarts += 1
@@ -152,7 +159,8 @@ class Child:
                 stderr=log,
                 env=self._env,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                pass_fds=self._fds,
+                preexec_fn=partial(_die_with_parent, os.getpid()),
             )
         except (OSError, subprocess.SubprocessError) as error:
             return f"no process ({error})"
@@ -219,9 +227,11 @@ def tail(file: Path, lines: int = 15) -> str:
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Runs in the child before exec: the kernel sends it SIGTERM when its parent has died."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os._exit(1)
 
 
 def _named(code: int) -> str:
