@@ -24,7 +24,7 @@ from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Failed, Finished, Job
 from backends.glm.engine.prefix import BLOCK
 from backends.glm.engine.progress import stall_limit_s
-from backends.glm.engine.scheduler import Rows, Scheduler
+from backends.glm.engine.scheduler import CacheRows, Scheduler
 from backends.glm.errors import WorkerError
 from backends.glm.model.linears import MatrixMaker
 from backends.glm.model.load import Checkpoint, load_checkpoint
@@ -133,7 +133,7 @@ def assemble(options: Options, on_change: Callable[[], None]) -> Assembled:
     engine = Engine(
         runner,
         scheduler=Scheduler(
-            rows=Rows(room.rows, room.row_tokens),
+            rows=CacheRows(room.rows, room.row_tokens),
             slots=room.slots,
             step_tokens=room.step_tokens,
             beside_tokens=room.step_tokens,

@@ -207,7 +207,7 @@ class _Worker:
     def _engine_runs(self) -> bool:
         """A thread of the engine's is still at work, or hangs."""
         names = {thread.name for thread in threading.enumerate()}
-        return not names.isdisjoint(("glm-engine", "glm-eyes"))
+        return not names.isdisjoint(("glm-engine", "glm-vision"))
 
     async def _fail(self, why: str) -> None:
         """Let everybody inside hear of it; whoever started this process starts another."""

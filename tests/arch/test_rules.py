@@ -105,7 +105,7 @@ ALLOWED: list[tuple[Rule, str, str]] = [
     (rules.room_order, "gateway/ledger/x.py", "import redis, gateway.tasks"),
     (rules.room_order, "gateway/x.py", "from gateway.commands import up"),
     (rules.room_order, "gateway/__init__.py", "import gateway.commands"),
-    (rules.room_order, "backends/glm/model/x.py", "from backends.glm.engine.model import Opened"),
+    (rules.room_order, "backends/glm/model/x.py", "from backends.glm.engine.seam import Opened"),
     (rules.room_order, "backends/glm/api/x.py", "from backends.glm import errors, types"),
     (rules.room_order, "backends/glm/types.py", "from backends.glm.errors import WorkerError"),
     (rules.room_order, "backends/glm/startup.py", "from backends.glm import model, options"),

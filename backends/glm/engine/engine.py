@@ -8,8 +8,8 @@ counts as waiting from then on: the answer "busy" costs nothing and comes at onc
                   `----------+-----------+--- abort(): at once, or after the step that runs
 
 Requests join and leave the running batch between any two steps; who does is the scheduler's
-decision. Nothing here knows torch: the model is behind the `Runner` protocol, and nothing is asked
-of it while the lock is held, so that counts and health can be read whatever it does.
+decision. Nothing here knows torch: the model is behind the `BatchModel` protocol, and nothing is
+asked of it while the lock is held, so that counts and health can be read whatever it does.
 
 What breaks with one request ends that request. An engine that cannot go on (`trouble`) tells all
 who are inside, admits nobody, and is not mended: its process has to end.
@@ -28,10 +28,10 @@ import structlog
 
 from backends.glm.engine.events import ABORTED, Event, Failed, Finished, Job, Progress, Ticket
 from backends.glm.engine.keeping import Keeping
-from backends.glm.engine.model import Runner
 from backends.glm.engine.progress import Part, Pulse
 from backends.glm.engine.runs import Run
 from backends.glm.engine.scheduler import Entry, Scheduler
+from backends.glm.engine.seam import BatchModel
 from backends.glm.engine.speeds import EngineLoad, Speeds
 from backends.glm.errors import WorkerBusy, bad_request, place_of, worker_draining, worker_failed
 
@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner,
+        model: BatchModel,
         *,
         scheduler: Scheduler,
         queue_limit: int,
@@ -56,10 +56,10 @@ class Engine:
     ) -> None:
         """`queue_limit`: requests that may wait; `kept_blocks`: how much of prompts is remembered
         (see `prefix`); `on_change`: called after counts changed, by whoever changed them."""
-        self._runner = runner
+        self._model = model
         self._scheduler = scheduler
         self._queue_limit = queue_limit
-        self._keeping = Keeping(runner, kept_blocks)
+        self._keeping = Keeping(model, kept_blocks)
         self._news = False  # something happened that may change what the next step is
         self._on_change = on_change
         self._clock = clock
@@ -88,7 +88,7 @@ class Engine:
             run.job.emit(ABORTED)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
-        self._runner.stop(timeout_s)
+        self._model.stop(timeout_s)
 
     @property
     def trouble(self) -> str | None:
@@ -117,7 +117,7 @@ class Engine:
 
     def pulse(self) -> Pulse:
         """What there is to do, and how much was done, for `progress.Watch`."""
-        seen = self._runner.pictures()
+        seen = self._model.pictures()
         with self._wake:
             return Pulse(
                 steps=Part(busy=self._scheduler.busy, done=self._done),
@@ -195,7 +195,7 @@ class Engine:
 
     def load(self) -> EngineLoad:
         """Counts and speeds of this moment."""
-        seen = self._runner.pictures()
+        seen = self._model.pictures()
         with self._wake:
             scheduler, speeds = self._scheduler, self._speeds
             return replace(
@@ -314,14 +314,14 @@ class Engine:
             if run.generation is None:
                 continue
             try:
-                self._runner.close(run.generation)
+                self._model.close(run.generation)
             except Exception as error:  # another tenant would get rows with this one's entries
                 self.give_up(f"a request's rows could not be cleared: {place_of(error)}")
 
     def _open(self, run: Run, blocks: list[int]) -> None:
         run.entry.ready = False
         try:
-            opened = self._runner.open(
+            opened = self._model.open(
                 run.job, run.entry.first_row, blocks, partial(self._seen, run)
             )
         except Exception as error:  # one request's failure must not end the engine for all others
@@ -352,7 +352,7 @@ class Engine:
         who cannot take it alone either are given up."""
         began_s = self._clock()
         try:
-            drawn = self._runner.step([(run.generation, n) for run, n in work])
+            drawn = self._model.step([(run.generation, n) for run, n in work])
         except Exception as error:  # as above
             self._done += 1
             self._step_failed(work, error)

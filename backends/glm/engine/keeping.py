@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from backends.glm.engine.events import Event, Failed, Finished
-from backends.glm.engine.model import Runner
 from backends.glm.engine.prefix import BLOCK, SHARED_BLOCKS_MIN, PrefixIndex, block_keys
 from backends.glm.engine.runs import Run
+from backends.glm.engine.seam import BatchModel
 from backends.glm.errors import place_of
 from backends.glm.types import Drawn
 
@@ -22,9 +22,9 @@ _log = structlog.get_logger("glm.engine")
 class Keeping:
     """What is kept, and the model that holds it."""
 
-    def __init__(self, runner: Runner, blocks: int) -> None:
+    def __init__(self, model: BatchModel, blocks: int) -> None:
         """`blocks`: how many there is room for."""
-        self._runner = runner
+        self._model = model
         self._index = PrefixIndex(blocks)
         self.prompt_tokens = self.cached_tokens = 0  # of all who started; not read again
 
@@ -62,7 +62,7 @@ class Keeping:
         if not blocks:
             return
         try:
-            self._runner.keep(run.generation, blocks)
+            self._model.keep(run.generation, blocks)
         except Exception as error:  # it costs a later prompt some reading, and nobody's answer
             self._index.forget(keys[index] for index, _ in blocks)
             _log.warning("prefix_not_kept", error=place_of(error))

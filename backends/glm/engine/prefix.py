@@ -21,8 +21,9 @@ _KEY_BYTES = 16
 SHARED_BLOCKS_MIN = 4
 
 
-def block_keys(prompt: Prompt, tenant: str, answer: Sequence[int] = ()) -> list[bytes]:
-    """Keys of the whole blocks of a prompt with the beginning of an answer behind it."""
+def block_keys(prompt: Prompt, partition: str, answer: Sequence[int] = ()) -> list[bytes]:
+    """Keys of the whole blocks of a prompt with the beginning of an answer behind it; `partition`:
+    whose cache it is, see `Job.partition`."""
     ids = np.asarray([*prompt.ids, *answer], dtype=np.int64)
     pictures: list[tuple[int, int, bytes]] = []  # first and last place, hash
     if prompt.pixels is not None:
@@ -32,7 +33,7 @@ def block_keys(prompt: Prompt, tenant: str, answer: Sequence[int] = ()) -> list[
             pictures.append((int(places[taken]), int(places[taken + tokens - 1]), key))
             taken += tokens
     keys: list[bytes] = []
-    key = hashlib.sha256(tenant.encode()).digest()
+    key = hashlib.sha256(partition.encode()).digest()
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         mixed = hashlib.blake2b(key, digest_size=_KEY_BYTES)
         mixed.update(ids[start : start + BLOCK].tobytes())

@@ -59,7 +59,7 @@ class Entry:
         return self.computed >= self.prompt_tokens
 
 
-class Rows:
+class CacheRows:
     """Which rows of the cache are free. A request takes neighbours, the lowest that fit: low rows
     that are used over and over stay close together, and are read in one view."""
 
@@ -140,7 +140,7 @@ class Scheduler:
     """`rows` of the cache; `slots`: requests that may run; `step_tokens`: budget of one step, and
     `beside_tokens` of one in which somebody decodes, who waits for all of it."""
 
-    rows: Rows
+    rows: CacheRows
     slots: int
     step_tokens: int
     beside_tokens: int

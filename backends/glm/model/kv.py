@@ -75,7 +75,7 @@ class KvCache:
         """Forget the entries from a place on, whatever they became."""
         self._data[:, place : place + length].zero_()
 
-    def rows(self, layer: int, first: int, count: int, length: int) -> tuple[Any, Any]:
+    def window(self, layer: int, first: int, count: int, length: int) -> tuple[Any, Any]:
         """Keys and values of neighbouring rows, each (count, heads, length, dim), not copied."""
         shape, data = self.shape, self._layers[layer]
         width = shape.row_tokens
@@ -122,7 +122,7 @@ class Window:
         if self.members is not None:
             spread = queries.new_zeros(self.count, heads, dim)
             queries = spread.index_copy_(0, self.members, queries)
-        keys, values = cache.rows(layer, self.first, self.count, self.length)
+        keys, values = cache.window(layer, self.first, self.count, self.length)
         # The heads that share keys take the place of several queries: nothing is repeated in
         # memory.
         grouped = queries.view(self.count, kv_heads, heads // kv_heads, dim)

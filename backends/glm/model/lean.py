@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from backends.glm.model.kv import KvCache, attend
-from backends.glm.model.linears import Linear, Maker, Rows
+from backends.glm.model.linears import Linear, Maker, RowOwners
 from backends.glm.model.quantize import Int8Linear
 from backends.glm.model.step import Step
 
@@ -73,7 +73,7 @@ class LeanText:
         self._eps = float(config.rms_norm_eps)
         self._embedding = text.embed_tokens.weight.detach()
         self._norm = text.norm.weight.detach()
-        self._turns = Turns(text.rotary_emb)
+        self._rope = Rope(text.rotary_emb)
         self._layers = [_layer(i, layer, make) for i, layer in enumerate(text.layers)]
         self._head = make("lm_head", [model.lm_head])
 
@@ -82,30 +82,33 @@ class LeanText:
         hidden = functional.embedding(step.ids, self._embedding)
         if step.features is not None:
             hidden.index_copy_(0, step.feature_at, step.features.to(hidden.dtype))
-        turns = self._turns.at(step.positions, hidden.dtype)
+        rotation = self._rope.at(step.positions, hidden.dtype)
         for index in range(len(self._layers) - 1):
-            mixed = self._mix(index, hidden, turns, step, cache)
-            hidden = self._feed(index, hidden, mixed, step.adapters)
+            attended = self._attention(index, hidden, rotation, step, cache)
+            hidden = self._mlp(index, hidden, attended, step.adapters)
         # After the last attention only the wanted tokens matter.
         last = len(self._layers) - 1
-        mixed = self._mix(last, hidden, turns, step, cache)
+        attended = self._attention(last, hidden, rotation, step, cache)
         if step.wanted is not None:
-            mixed, hidden = mixed.index_select(0, step.wanted), hidden.index_select(0, step.wanted)
-        hidden = self._feed(last, hidden, mixed, step.wanted_adapters)
+            attended, hidden = (
+                attended.index_select(0, step.wanted),
+                hidden.index_select(0, step.wanted),
+            )
+        hidden = self._mlp(last, hidden, attended, step.wanted_adapters)
         return self._head(self._normed(hidden, self._norm), step.wanted_adapters)
 
-    def _mix(self, index: int, hidden: Any, turns: Any, step: Step, cache: KvCache) -> Any:
+    def _attention(self, index: int, hidden: Any, rotation: Any, step: Step, cache: KvCache) -> Any:
         """Attention, before its output matrix: (T, width) -> (T, heads x dim)."""
         layer = self._layers[index]
         qkv = layer.qkv(self._normed(hidden, layer.before_attention), step.adapters)
         heads = qkv.view(len(qkv), self._heads + 2 * self._kv_heads, -1)
-        turn(heads[:, : self._heads + self._kv_heads], turns)
+        rotate(heads[:, : self._heads + self._kv_heads], rotation)
         cache.write(index, step.places, heads[:, self._heads :])
         return attend(heads[:, : self._heads], cache, index, step.pieces)
 
-    def _feed(self, index: int, hidden: Any, mixed: Any, rows: Rows | None) -> Any:
+    def _mlp(self, index: int, hidden: Any, attended: Any, rows: RowOwners | None) -> Any:
         layer = self._layers[index]
-        hidden = hidden + self._normed(layer.out(mixed, rows), layer.after_attention)
+        hidden = hidden + self._normed(layer.out(attended, rows), layer.after_attention)
         both = layer.gate_up(self._normed(hidden, layer.before_mlp), rows)
         gate, up = both.chunk(2, dim=-1)
         fed = layer.down(functional.silu(gate).mul_(up), rows)
@@ -130,7 +133,7 @@ def _layer(index: int, layer: Any, make: Maker) -> _Layer:
     )
 
 
-class Turns:
+class Rope:
     """Rotary angles of M-RoPE: each frequency turns by one of time, row and column.
 
     transformers' `recomposition_frequencies` takes section i of the frequencies from axis i mod 3.
@@ -145,25 +148,25 @@ class Turns:
         self._scale = torch.tensor(float(rotary.attention_scaling), device=self._frequencies.device)
 
     def at(self, positions: Any, dtype: Any) -> Any:
-        """`positions` (3, T) -> what `turn` takes: (T, 1, pairs), complex for float32; else
+        """`positions` (3, T) -> what `rotate` takes: (T, 1, pairs), complex for float32; else
         (2, T, 1, pairs), cosines and sines rounded to `dtype`."""
         angles = positions.index_select(0, self._axes).t().float() * self._frequencies
-        turns = torch.polar(self._scale.expand_as(angles), angles)[:, None]
+        rotation = torch.polar(self._scale.expand_as(angles), angles)[:, None]
         if dtype == torch.float32:
-            return turns
-        return torch.view_as_real(turns).movedim(-1, 0).to(dtype)
+            return rotation
+        return torch.view_as_real(rotation).movedim(-1, 0).to(dtype)
 
 
-def turn(heads: Any, turns: Any) -> None:
-    """Turn the first 2 x pairs values of every head in place; `heads`: (T, heads, dim).
+def rotate(heads: Any, rotation: Any) -> None:
+    """Rotate the first 2 x pairs values of every head in place; `heads`: (T, heads, dim).
 
     GLM turns neighbouring values as a pair, which is the product of complex numbers.
     """
-    pairs = turns.shape[-1]
+    pairs = rotation.shape[-1]
     part = heads[..., : 2 * pairs].unflatten(-1, (pairs, 2))
-    if turns.is_complex():
-        torch.view_as_complex(part).mul_(turns)
+    if rotation.is_complex():
+        torch.view_as_complex(part).mul_(rotation)
         return
-    cos, sin = turns
+    cos, sin = rotation
     even, odd = part[..., 0], part[..., 1]
     part.copy_(torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1))

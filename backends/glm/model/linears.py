@@ -23,7 +23,7 @@ from backends.glm.model.quantize import Int8Linear, product
 PACKED_ELEMENTS_MIN = 1 << 20  # below, both products are as fast or MKL's is faster (1 to 64 rows)
 
 
-class Rows(Protocol):
+class RowOwners(Protocol):
     """Whose rows a product is for. A plain matrix does not look at it."""
 
     def add(self, name: str, x: Any, y: Any) -> None:
@@ -36,7 +36,7 @@ class Linear(Protocol):
 
     out_features: int
 
-    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+    def __call__(self, x: Any, rows: RowOwners | None = None) -> Any:
         """`x`: (T, in_features), `rows` about its T rows -> (T, out_features)."""
         ...
 
@@ -57,7 +57,7 @@ class PlainLinear:
         self.out_features = int(weight.shape[0])
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+    def __call__(self, x: Any, rows: RowOwners | None = None) -> Any:
         return functional.linear(x, self._weight, self._bias)
 
 
@@ -69,7 +69,7 @@ class PackedLinear:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._bias = bias
 
-    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+    def __call__(self, x: Any, rows: RowOwners | None = None) -> Any:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
 
@@ -98,7 +98,7 @@ class Int8Product:
         self.out_features = int(weight.shape[0])
         self._weight, self._scale, self._bias = weight, scale.detach(), bias
 
-    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+    def __call__(self, x: Any, rows: RowOwners | None = None) -> Any:
         return product(x, self._weight, self._scale, self._bias)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from backends.glm.checkpoint.files import LoadError
 from backends.glm.checkpoint.weights import read_header
-from backends.glm.model.linears import Linear, Maker, Rows
+from backends.glm.model.linears import Linear, Maker, RowOwners
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANK_MAX = 512
@@ -104,7 +104,7 @@ class AdaptedLinear:
         self.out_features = inner.out_features
         self._name, self._inner = name, inner
 
-    def __call__(self, x: Any, rows: Rows | None = None) -> Any:
+    def __call__(self, x: Any, rows: RowOwners | None = None) -> Any:
         y = self._inner(x)
         if rows is not None:
             rows.add(self._name, x, y)

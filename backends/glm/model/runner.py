@@ -16,9 +16,8 @@ import torch
 
 from backends.glm.checkpoint.files import LoadError
 from backends.glm.engine.events import Job
-from backends.glm.engine.model import Opened, Pictures
 from backends.glm.engine.prefix import BLOCK
-from backends.glm.model.eyes import Eyes, Sight
+from backends.glm.engine.seam import Opened, Pictures
 from backends.glm.model.kv import KvCache, KvShape, pieces_of
 from backends.glm.model.lean import LeanText, claims
 from backends.glm.model.linears import Maker, MatrixMaker
@@ -28,6 +27,7 @@ from backends.glm.model.sampling import Sampler, pick_all
 from backends.glm.model.step import Step, TextModel
 from backends.glm.model.stock import StockText
 from backends.glm.model.vision import Encoder, LeanVision, StockVision, claims_vision
+from backends.glm.model.vision_thread import Encoding, VisionThread
 from backends.glm.types import Drawn
 
 
@@ -46,7 +46,7 @@ class Generation:
         self.positions, self.delta = rope_positions(prompt)
         # Places of pictures that are not in the cache yet, in the order of their features.
         self.pictured = np.empty(0, np.int64)
-        self.sight: Sight | None = None
+        self.encoding: Encoding | None = None
         self._features: Any | None = None
 
     @property
@@ -57,9 +57,9 @@ class Generation:
     def features(self, low: int, high: int) -> Any:
         """Of the pictured places low to high."""
         if self._features is None:
-            if self.sight is None or not self.sight.ready:
+            if self.encoding is None or not self.encoding.ready:
                 raise RuntimeError("a prompt is read before its pictures are encoded")
-            self._features = self.sight.features
+            self._features = self.encoding.features
         return self._features[low:high]
 
 
@@ -92,22 +92,22 @@ class Runner:
         self._text: TextModel = LeanText(model, adapting(make)) if self.lean else StockText(model)
         seen = self.lean and claims_vision(model)
         encoder: Encoder = LeanVision(model, make) if seen else StockVision(model)
-        self._eyes = Eyes(encoder, kept_bytes=kept_bytes)
+        self._vision = VisionThread(encoder, kept_bytes=kept_bytes)
 
     def open(
         self,
         job: Job,
         row: int,
         blocks: Sequence[int] = (),
-        told: Callable[[Exception | None], None] = lambda _: None,
+        on_ready: Callable[[Exception | None], None] = lambda _: None,
     ) -> Opened:
-        """See `model.Runner`."""
+        """See `BatchModel`."""
         place = row * self._shape.row_tokens
         generation = Generation(job, place=place, computed=len(blocks) * BLOCK)
         if blocks:
             own = range(place, place + generation.computed, BLOCK)
             self._copy([self._kept_place(block) for block in blocks], own)
-        return Opened(generation, self._look(generation, job, told))
+        return Opened(generation, self._encode(generation, job, on_ready))
 
     def read_adapter(self, folder: Path) -> LoraAdapter:
         """A LoRA adapter in peft's format. Raises: LoadError."""
@@ -117,23 +117,23 @@ class Runner:
         return read_adapter(folder, self.model)
 
     def keep(self, generation: Generation, blocks: Sequence[tuple[int, int]]) -> None:
-        """See `model.Runner`."""
+        """See `BatchModel`."""
         self._copy(
             [generation.place + index * BLOCK for index, _ in blocks],
             [self._kept_place(block) for _, block in blocks],
         )
 
     def stop(self, timeout_s: float) -> None:
-        """See `model.Runner`."""
-        self._eyes.stop(timeout_s)
+        """See `BatchModel`."""
+        self._vision.stop(timeout_s)
 
     def pictures(self) -> Pictures:
-        """See `model.Runner`."""
-        eyes = self._eyes
-        return Pictures(eyes.asked, eyes.remembered, eyes.waiting, eyes.batches)
+        """See `BatchModel`."""
+        vision = self._vision
+        return Pictures(vision.asked, vision.remembered, vision.waiting, vision.batches)
 
-    def _look(
-        self, generation: Generation, job: Job, told: Callable[[Exception | None], None]
+    def _encode(
+        self, generation: Generation, job: Job, on_ready: Callable[[Exception | None], None]
     ) -> bool:
         """Ask for the features of pictures that are still to be read; whether they are there."""
         pixels = job.prompt.pixels
@@ -145,8 +145,8 @@ class Runner:
         generation.pictured = places[int(ends[read - 1]) if read else 0 :]
         if read == len(ends):
             return True
-        generation.sight = self._eyes.look(pixels.pictures[read:], job.tenant, told)
-        return generation.sight.ready
+        generation.encoding = self._vision.encode(pixels.pictures[read:], job.tenant, on_ready)
+        return generation.encoding.ready
 
     def _kept_place(self, block: int) -> int:
         return self._shape.tokens + block * BLOCK
@@ -158,7 +158,7 @@ class Runner:
         )
 
     def step(self, work: Sequence[tuple[Generation, int]]) -> list[Drawn | Exception | None]:
-        """See `model.Runner`."""
+        """See `BatchModel`."""
         decodes = sorted((i for i, (g, _) in enumerate(work) if g.decoding), key=_by_place(work))
         chunks = [i for i, (g, _) in enumerate(work) if not g.decoding]
         with torch.inference_mode():
@@ -177,8 +177,8 @@ class Runner:
 
     def close(self, generation: Generation) -> None:
         """It is over: nothing of it stays in its rows."""
-        if generation.sight is not None:
-            self._eyes.forget(generation.sight)
+        if generation.encoding is not None:
+            self._vision.cancel(generation.encoding)
         self._cache.clear(generation.place, generation.computed)
 
     def _assemble(

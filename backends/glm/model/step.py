@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from backends.glm.model.kv import KvCache, Piece
-from backends.glm.model.linears import Rows
+from backends.glm.model.linears import RowOwners
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +27,8 @@ class Step:
     wanted: Any | None = None
     features: Any | None = None
     feature_at: Any | None = None
-    adapters: Rows | None = None
-    wanted_adapters: Rows | None = None
+    adapters: RowOwners | None = None
+    wanted_adapters: RowOwners | None = None
 
 
 class TextModel(Protocol):

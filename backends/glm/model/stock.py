@@ -34,7 +34,7 @@ class StockText:
                 inputs_embeds=hidden[start:end].view(rows, tokens, -1),
                 position_ids=step.positions[:, start:end].reshape(3, rows, tokens),
                 attention_mask=_mask(piece, hidden),
-                past_key_values=_Rows(cache, step.places[start:end], piece),
+                past_key_values=_PieceCache(cache, step.places[start:end], piece),
                 use_cache=True,
             )
             found.append(output.last_hidden_state.view(piece.tokens, -1))
@@ -57,7 +57,7 @@ def _mask(piece: Piece, like: Any) -> Any:
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)[None, None]
 
 
-class _Rows(Cache):  # type: ignore[misc]
+class _PieceCache(Cache):  # type: ignore[misc]
     """One piece's view of the cache, in the shape transformers asks for."""
 
     def __init__(self, cache: KvCache, places: Any, piece: Piece) -> None:
@@ -72,7 +72,7 @@ class _Rows(Cache):  # type: ignore[misc]
         self._cache.write(layer_idx, self._places, entries)
         if not isinstance(piece, Window):
             return self._cache.span(layer_idx, piece.place, piece.length)
-        keys, values = self._cache.rows(layer_idx, piece.first, piece.count, piece.length)
+        keys, values = self._cache.window(layer_idx, piece.first, piece.count, piece.length)
         if piece.members is None:
             return keys, values
         return keys[piece.members], values[piece.members]

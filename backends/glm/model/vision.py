@@ -125,11 +125,11 @@ class LeanVision:
         return self._merger_down(functional.silu(gate).mul_(up))
 
     def _attended(
-        self, block: _Block, hidden: Any, turns: tuple[Any, Any], sizes: list[int]
+        self, block: _Block, hidden: Any, rotation: tuple[Any, Any], sizes: list[int]
     ) -> Any:
         qkv = block.qkv(functional.rms_norm(hidden, *block.before_attention))
         qkv = qkv.view(len(qkv), 3 * self._heads, -1)
-        turned = _turned(qkv[:, : 2 * self._heads], *turns)
+        rotated = _rotated(qkv[:, : 2 * self._heads], *rotation)
         values = qkv[:, 2 * self._heads :]
         mixed, start = [], 0
         for size, group in itertools.groupby(sizes):
@@ -137,7 +137,7 @@ class LeanVision:
             part = slice(start, start + count * size)
             queries, keys = (
                 heads.unflatten(0, (count, size)).transpose(1, 2)
-                for heads in turned[part].chunk(2, dim=1)
+                for heads in rotated[part].chunk(2, dim=1)
             )
             seen = values[part].unflatten(0, (count, size)).transpose(1, 2)
             found = functional.scaled_dot_product_attention(queries, keys, seen)
@@ -184,7 +184,7 @@ def _normed(x: Any, module: Any) -> Any:
     return functional.rms_norm(x, *_norm_of(module))
 
 
-def _turned(heads: Any, cos: Any, sin: Any) -> Any:
+def _rotated(heads: Any, cos: Any, sin: Any) -> Any:
     """Rotary positions on halves of each head, rounded once, as transformers does."""
     wide = heads.float()
     first, second = wide.chunk(2, dim=-1)

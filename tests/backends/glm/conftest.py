@@ -21,7 +21,7 @@ from backends.glm.api.server import make_app
 from backends.glm.api.service import Service, Serving
 from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.engine import Engine
-from backends.glm.engine.model import Runner
+from backends.glm.engine.seam import BatchModel
 from backends.glm.model.load import Checkpoint, load_checkpoint
 from backends.glm.request.limits import Limits
 
@@ -76,7 +76,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
 
     @asynccontextmanager
     async def running(
-        runner: Runner, slots: int = 1, adapters: Adapters | None = None
+        runner: BatchModel, slots: int = 1, adapters: Adapters | None = None
     ) -> AsyncIterator[Served]:
         changes = Changes(asyncio.get_running_loop())
         service = Service(names=("tiny", "alias"), worker="w", on_change=changes.notify)

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from backends.glm.engine.events import Job
-from backends.glm.engine.model import Opened, Pictures
 from backends.glm.engine.prefix import BLOCK
-from backends.glm.engine.scheduler import Rows, Scheduler
+from backends.glm.engine.scheduler import CacheRows, Scheduler
+from backends.glm.engine.seam import Opened, Pictures
 from backends.glm.types import Drawn
 
 QUEUE_LIMIT = 2
@@ -20,7 +20,7 @@ def scheduler(
 ) -> Scheduler:
     """Room for as many requests as a test wants to run at once."""
     return Scheduler(
-        rows=Rows(max(rows, slots), row_tokens),
+        rows=CacheRows(max(rows, slots), row_tokens),
         slots=slots,
         step_tokens=step_tokens,
         beside_tokens=step_tokens,
@@ -28,7 +28,7 @@ def scheduler(
 
 
 class Script:
-    """A `Runner`. With `gated`, each step waits for one `allow()`; `steps` counts those taken.
+    """A `BatchModel`. With `gated`, each step waits for one `allow()`; `steps` counts those taken.
 
     Every request plays the script from its start, and again at its end. `fail_at`: the token of a
     request at which the model breaks; `sizes`: how many tokens of each member every step took.
@@ -40,8 +40,8 @@ class Script:
         self.steps = self.closed = self.kept = 0
         self.stopped = False
         self.broken: dict[str, BaseException] = {}  # what a call of this name raises
-        self.blind = False  # whether requests wait until the test calls what it finds in `told`
-        self.told: list[Callable[[Exception | None], None]] = []
+        self.blind = False  # whether requests wait until the test calls what it finds in `on_ready`
+        self.on_ready: list[Callable[[Exception | None], None]] = []
         self.sizes: list[list[int]] = []
         self.entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0) if gated else None
@@ -51,10 +51,14 @@ class Script:
         self._gate.release(steps)
 
     def open(
-        self, job: Job, row: int, blocks: Sequence[int], told: Callable[[Exception | None], None]
+        self,
+        job: Job,
+        row: int,
+        blocks: Sequence[int],
+        on_ready: Callable[[Exception | None], None],
     ) -> Opened:
         if self.blind:
-            self.told.append(told)
+            self.on_ready.append(on_ready)
         return Opened(Play(len(job.prompt.ids) - BLOCK * len(blocks)), ready=not self.blind)
 
     def keep(self, generation: Play, blocks: Sequence[tuple[int, int]]) -> None:
@@ -65,7 +69,7 @@ class Script:
         self.stopped = True
 
     def pictures(self) -> Pictures:
-        return Pictures(waiting=len(self.told))
+        return Pictures(waiting=len(self.on_ready))
 
     def step(self, work: Sequence[tuple[Play, int]]) -> list[Drawn | Exception | None]:
         self.entered.release()

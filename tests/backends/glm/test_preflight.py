@@ -87,8 +87,8 @@ def test_the_check_and_the_worker_that_starts_have_the_same_figures(
     made = assemble(options, lambda: None)
     load = made.engine.load()
     assert load.kv_tokens_total == needed.cache_tokens
-    cache = made.engine._runner._cache._data  # type: ignore[attr-defined]
-    pictures = made.engine._runner._eyes._kept_bytes  # type: ignore[attr-defined]
+    cache = made.engine._model._cache._data  # type: ignore[attr-defined]
+    pictures = made.engine._model._vision._kept_bytes  # type: ignore[attr-defined]
     one_block = BLOCK * cache.numel() // cache.shape[1] * cache.element_size()
     in_all = cache.numel() * cache.element_size() + pictures
     assert 0 <= needed.cache - in_all < one_block

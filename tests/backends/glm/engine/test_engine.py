@@ -101,7 +101,7 @@ def bench() -> Iterator[Bench]:
     yield made
     for engine in made.engines:
         engine.stop(WAIT_S)
-        assert engine._runner.stopped
+        assert engine._model.stopped
         assert not engine._thread.is_alive()
 
 
@@ -392,13 +392,13 @@ def test_who_waits_for_pictures_begins_when_they_are_seen(bench: Bench) -> None:
     bench.counts(engine, 3, 0)
     engine.abort(tickets[2])
     assert gone.last()[1] is ABORTED
-    while len(script.told) < 3:
+    while len(script.on_ready) < 3:
         bench.changes.get(timeout=WAIT_S)
-    script.told[1](RuntimeError("cannot look at this"))
+    script.on_ready[1](RuntimeError("cannot look at this"))
     end = broken.last()[1]
     assert isinstance(end, Failed)
     assert "cannot look" in end.detail
-    script.told[0](None)
+    script.on_ready[0](None)
     assert seen.last()[0] == "ab"
     bench.counts(engine, 0, 0)
     assert script.closed == 3
@@ -521,7 +521,7 @@ def test_a_pulse_says_what_there_is_to_do(bench: Bench) -> None:
     ticket = engine.admit()
     engine.submit(ticket, job(inbox))
     bench.counts(engine, 1, 0)
-    while not script.told:
+    while not script.on_ready:
         bench.changes.get(timeout=WAIT_S)
     pulse = engine.pulse()  # its pictures are being encoded: no step can be taken
     assert (pulse.steps.busy, pulse.pictures.busy) == (False, True)
@@ -582,12 +582,12 @@ def test_what_goes_wrong_with_one_of_a_step_ends_that_one(bench: Bench) -> None:
     good, bad = Inbox(), Inbox()
     engine.submit(engine.admit(), job(good, max_tokens=4), job(bad, max_tokens=4))
     bench.counts(engine, 2, 0)
-    engine._runner.allow(9)
+    engine._model.allow(9)
     end = bad.last()[1]
     assert isinstance(end, Failed)
     assert "ValueError" in end.detail
     assert good.last()[0] == "abab"
-    assert engine._runner.steps == 4  # none was taken again
+    assert engine._model.steps == 4  # none was taken again
 
 
 def test_no_call_of_the_model_holds_the_counts_up(bench: Bench) -> None:
@@ -642,7 +642,7 @@ def test_prompts_read_together_are_measured_together(bench: Bench) -> None:
     for inbox in inboxes:
         engine.submit(engine.admit(), job(inbox, max_tokens=1))
     engine.start()
-    engine._runner.allow(9)
+    engine._model.allow(9)
     for inbox in inboxes:
         inbox.last()
     # Three tickets, three starts at 3, 4 and 5, and one step of 30 tokens from 6 to 7.

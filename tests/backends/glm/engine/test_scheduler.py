@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.glm.engine.scheduler import OVERTAKEN_MAX, Counters, Entry, Rows, Scheduler
+from backends.glm.engine.scheduler import OVERTAKEN_MAX, CacheRows, Counters, Entry, Scheduler
 
 _numbers = itertools.count()
 
@@ -28,7 +28,9 @@ def entry(
 
 
 def scheduler(*, rows: int = 4, slots: int = 4, budget: int = 100) -> Scheduler:
-    return Scheduler(rows=Rows(rows, 16), slots=slots, step_tokens=budget, beside_tokens=budget)
+    return Scheduler(
+        rows=CacheRows(rows, 16), slots=slots, step_tokens=budget, beside_tokens=budget
+    )
 
 
 def started(schedule: Scheduler) -> list[Entry]:
@@ -47,7 +49,7 @@ def run(schedule: Scheduler) -> Counter[str]:
 
 
 def test_rows_are_neighbours_and_the_lowest_that_fit() -> None:
-    rows = Rows(5, 16)
+    rows = CacheRows(5, 16)
     assert [rows.take(n) for n in (1, 16, 17)] == [0, 1, 2]
     assert (rows.take(17), rows.take(16)) == (None, 4)
     rows.free(1, 16)

@@ -159,7 +159,7 @@ def test_unwritten_and_forgotten_entries_are_zero() -> None:
 def test_rows_are_views_not_copies() -> None:
     cache = filled()
     for (first, count), length in itertools.product([(0, 5), (1, 2)], [1, 12]):
-        keys, values = cache.rows(0, first, count, length)
+        keys, values = cache.window(0, first, count, length)
         assert keys.shape == values.shape == (count, KV_HEADS, length, DIM)
         assert keys.untyped_storage().data_ptr() == cache._data.untyped_storage().data_ptr()
     grouped = functional.scaled_dot_product_attention(keys, keys, values)

@@ -28,14 +28,18 @@ class Pictures(NamedTuple):
     batches: int = 0
 
 
-class Runner(Protocol):
+class BatchModel(Protocol):
     """The model. Only the engine's thread calls it. A generation is the model's own value."""
 
     def open(
-        self, job: Job, row: int, blocks: Sequence[int], told: Callable[[Exception | None], None]
+        self,
+        job: Job,
+        row: int,
+        blocks: Sequence[int],
+        on_ready: Callable[[Exception | None], None],
     ) -> Opened:
         """A request whose cache begins at this row, with kept blocks as its beginning. If it cannot
-        begin at once, `told` is called when it can (None) or never will, from any thread."""
+        begin at once, `on_ready` is called when it can (None) or never will, from any thread."""
         ...
 
     def step(self, work: Sequence[tuple[Any, int]]) -> list[Drawn | Exception | None]:

@@ -33,13 +33,13 @@ Key = tuple[str, bytes]
 
 
 @dataclass(eq=False, slots=True)
-class Sight:
+class Encoding:
     """The pictures of one request. `found`: features of each, None until encoded."""
 
     keys: list[Key]
     pictures: list[Picture]
     found: list[Any]
-    told: Callable[[Exception | None], None]
+    on_ready: Callable[[Exception | None], None]
 
     @property
     def ready(self) -> bool:
@@ -52,8 +52,8 @@ class Sight:
         return self.found[0] if len(self.found) == 1 else torch.cat(self.found)
 
 
-class Eyes:
-    """Encodes and remembers. `look` and `forget` may be called from any thread."""
+class VisionThread:
+    """Encodes and remembers. `encode` and `cancel` may be called from any thread."""
 
     def __init__(self, encoder: Encoder, *, kept_bytes: int) -> None:
         """`kept_bytes`: features remembered, beside those of running requests."""
@@ -61,7 +61,7 @@ class Eyes:
         self._kept_bytes = kept_bytes
         self._bytes = 0
         self._kept: OrderedDict[Key, Any] = OrderedDict()
-        self._wanted: list[Sight] = []
+        self._wanted: list[Encoding] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -72,28 +72,30 @@ class Eyes:
         """Requests whose pictures are not encoded yet."""
         return len(self._wanted)
 
-    def look(
-        self, pictures: Sequence[Picture], tenant: str, told: Callable[[Exception | None], None]
-    ) -> Sight:
-        """Begin to look. If the features are not there yet, `told` is called once, from the eyes'
+    def encode(
+        self, pictures: Sequence[Picture], tenant: str, on_ready: Callable[[Exception | None], None]
+    ) -> Encoding:
+        """Begin to look. If the features are not there yet, `on_ready` is called once, from this
         thread, when they are or cannot be."""
         keys = [(tenant, picture.key) for picture in pictures]
         with self._lock:
-            sight = Sight(keys, list(pictures), [self._recall(key) for key in keys], told)
+            encoding = Encoding(keys, list(pictures), [self._recall(key) for key in keys], on_ready)
             self.asked += len(keys)
-            self.remembered += sum(one is not None for one in sight.found)
-            if not sight.ready:
-                self._wanted.append(sight)
+            self.remembered += sum(one is not None for one in encoding.found)
+            if not encoding.ready:
+                self._wanted.append(encoding)
                 if self._thread is None and not self._stopping:
-                    self._thread = threading.Thread(target=self._loop, name="glm-eyes", daemon=True)
+                    self._thread = threading.Thread(
+                        target=self._loop, name="glm-vision", daemon=True
+                    )
                     self._thread.start()
-        return sight
+        return encoding
 
-    def forget(self, sight: Sight) -> None:
+    def cancel(self, encoding: Encoding) -> None:
         """Nobody waits for these any more."""
         with self._lock:
-            if sight in self._wanted:
-                self._wanted.remove(sight)
+            if encoding in self._wanted:
+                self._wanted.remove(encoding)
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, waiting for the pictures it looks at."""
@@ -121,8 +123,10 @@ class Eyes:
         """Pictures to encode next, each once, those of who came first in front."""
         batch: dict[Key, Picture] = {}
         patches = 0
-        for sight in self._wanted:
-            for key, picture, found in zip(sight.keys, sight.pictures, sight.found, strict=True):
+        for encoding in self._wanted:
+            for key, picture, found in zip(
+                encoding.keys, encoding.pictures, encoding.found, strict=True
+            ):
                 if found is not None or key in batch:
                     continue
                 patches += len(picture.values)
@@ -153,23 +157,23 @@ class Eyes:
     def _done(
         self, batch: dict[Key, Picture], features: list[Any] | None, error: Exception | None
     ) -> None:
-        over: list[Sight] = []
+        over: list[Encoding] = []
         with self._lock:
             self.batches += 1
             for index, key in enumerate(batch):
                 if features is not None:
                     self._keep(key, features[index])
-                for sight in self._wanted:
-                    for place, own in enumerate(sight.keys):
+                for encoding in self._wanted:
+                    for place, own in enumerate(encoding.keys):
                         if own == key and features is not None:
-                            sight.found[place] = features[index]
-            for sight in list(self._wanted):
-                failed = error is not None and not batch.keys().isdisjoint(sight.keys)
-                if failed or sight.ready:
-                    self._wanted.remove(sight)
-                    over.append(sight)
-        for sight in over:
-            sight.told(None if sight.ready else error)
+                            encoding.found[place] = features[index]
+            for encoding in list(self._wanted):
+                failed = error is not None and not batch.keys().isdisjoint(encoding.keys)
+                if failed or encoding.ready:
+                    self._wanted.remove(encoding)
+                    over.append(encoding)
+        for encoding in over:
+            encoding.on_ready(None if encoding.ready else error)
 
     def _keep(self, key: Key, features: Any) -> None:
         if key in self._kept:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from backends.glm.model import eyes
-from backends.glm.model.eyes import Eyes, Sight
+from backends.glm.model import vision_thread
+from backends.glm.model.vision_thread import Encoding, VisionThread
 from backends.glm.types import Picture
 
 WAIT_S = 20
@@ -42,37 +42,37 @@ def picture(key: str, patches: int = 8) -> Picture:
     )
 
 
-class Told:
+class Heard:
     def __init__(self) -> None:
-        self._told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        self.told = self._told.put
+        self._heard: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.on_ready = self._heard.put
 
     def get(self) -> Exception | None:
-        return self._told.get(timeout=WAIT_S)
+        return self._heard.get(timeout=WAIT_S)
 
     @property
     def empty(self) -> bool:
-        return self._told.empty()
+        return self._heard.empty()
 
 
-def held(kept_bytes: int = 10**6) -> tuple[Eyes, Encoder]:
-    """Eyes whose first batch has begun and waits, so that what follows comes together."""
+def held(kept_bytes: int = 10**6) -> tuple[VisionThread, Encoder]:
+    """VisionThread whose first batch has begun and waits, so that what follows comes together."""
     encoder = Encoder()
-    made = Eyes(encoder, kept_bytes=kept_bytes)
-    made.look([picture("0")], "", Told().told)
+    made = VisionThread(encoder, kept_bytes=kept_bytes)
+    made.encode([picture("0")], "", Heard().on_ready)
     assert encoder.entered.acquire(timeout=WAIT_S)
     return made, encoder
 
 
-def values(sight: Sight) -> list[float]:
-    return [] if sight.features is None else sight.features[:, 0].tolist()
+def values(encoding: Encoding) -> list[float]:
+    return encoding.features[:, 0].tolist() if encoding.ready else []
 
 
 def test_pictures_of_several_requests_are_encoded_together_each_once() -> None:
-    look, encoder = held()
-    one, two = Told(), Told()
-    first = look.look([picture("a"), picture("b", 16)], "", one.told)
-    second = look.look([picture("b", 16), picture("c")], "", two.told)
+    vision, encoder = held()
+    one, two = Heard(), Heard()
+    first = vision.encode([picture("a"), picture("b", 16)], "", one.on_ready)
+    second = vision.encode([picture("b", 16), picture("c")], "", two.on_ready)
     encoder.gate.release(2)
     assert (one.get(), two.get()) == (None, None)
     assert encoder.batches == [[b"0"], [b"a", b"b", b"c"]]
@@ -81,58 +81,58 @@ def test_pictures_of_several_requests_are_encoded_together_each_once() -> None:
 
 
 def test_what_was_seen_is_remembered_for_its_tenant_only() -> None:
-    look, encoder = held()
+    vision, encoder = held()
     encoder.gate.release(10)
-    told = Told()
-    look.look([picture("a")], "x", told.told)
-    assert told.get() is None
-    again = Told()
-    assert values(look.look([picture("a")], "x", again.told)) == [97.0] * 2
+    heard = Heard()
+    vision.encode([picture("a")], "x", heard.on_ready)
+    assert heard.get() is None
+    again = Heard()
+    assert values(vision.encode([picture("a")], "x", again.on_ready)) == [97.0] * 2
     assert again.empty
-    other = Told()
-    assert look.look([picture("a")], "y", other.told).features is None
+    other = Heard()
+    assert not vision.encode([picture("a")], "y", other.on_ready).ready
     assert other.get() is None
-    assert (look.asked, look.remembered) == (4, 1)
+    assert (vision.asked, vision.remembered) == (4, 1)
 
 
 def test_no_more_is_kept_than_may_be() -> None:
-    look, encoder = held(kept_bytes=2 * 16)  # two pictures of 2 x 2 numbers
+    vision, encoder = held(kept_bytes=2 * 16)  # two pictures of 2 x 2 numbers
     encoder.gate.release(10)
     for key in "abc":
-        told = Told()
-        look.look([picture(key)], "", told.told)
-        assert told.get() is None
-    assert [key for _, key in look._kept] == [b"b", b"c"]
-    assert look._bytes == 2 * 16
+        heard = Heard()
+        vision.encode([picture(key)], "", heard.on_ready)
+        assert heard.get() is None
+    assert [key for _, key in vision._kept] == [b"b", b"c"]
+    assert vision._bytes == 2 * 16
 
 
 def test_a_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eyes, "BATCH_PATCHES", 16)
-    look, encoder = held()
-    told = Told()
-    look.look([picture(key) for key in "abc"], "", told.told)
+    monkeypatch.setattr(vision_thread, "BATCH_PATCHES", 16)
+    vision, encoder = held()
+    heard = Heard()
+    vision.encode([picture(key) for key in "abc"], "", heard.on_ready)
     encoder.gate.release(3)
-    assert told.get() is None
+    assert heard.get() is None
     assert encoder.batches == [[b"0"], [b"a", b"b"], [b"c"]]
 
 
 def test_one_that_cannot_be_encoded_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
-    look, encoder = held()
-    good, bad = Told(), Told()
-    sight = look.look([picture("a")], "", good.told)
-    look.look([picture("bad")], "", bad.told)
+    vision, encoder = held()
+    good, bad = Heard(), Heard()
+    encoding = vision.encode([picture("a")], "", good.on_ready)
+    vision.encode([picture("bad")], "", bad.on_ready)
     encoder.gate.release(10)
     assert good.get() is None
-    assert values(sight) == [97.0] * 2
+    assert values(encoding) == [97.0] * 2
     assert "cannot look" in str(bad.get())
     assert any("2 pictures failed together" in line for line in caplog.messages)
 
 
 def test_who_left_is_not_told_and_not_worked_for() -> None:
-    look, encoder = held()
-    gone, stays = Told(), Told()
-    look.forget(look.look([picture("a")], "", gone.told))
-    look.look([picture("b")], "", stays.told)
+    vision, encoder = held()
+    gone, stays = Heard(), Heard()
+    vision.cancel(vision.encode([picture("a")], "", gone.on_ready))
+    vision.encode([picture("b")], "", stays.on_ready)
     encoder.gate.release(10)
     assert stays.get() is None
     assert gone.empty
@@ -140,27 +140,27 @@ def test_who_left_is_not_told_and_not_worked_for() -> None:
 
 
 def test_the_thread_lives_while_there_is_something_to_look_at() -> None:
-    look, encoder = held()
+    vision, encoder = held()
     assert eyes_threads()
     encoder.gate.release(10)
     for _ in range(3):
-        told = Told()
-        look.look([picture("a"), picture(str(told))], "", told.told)
-        assert told.get() is None
+        heard = Heard()
+        vision.encode([picture("a"), picture(str(heard))], "", heard.on_ready)
+        assert heard.get() is None
         for thread in eyes_threads():
             thread.join(WAIT_S)
         assert not eyes_threads()
 
 
 def eyes_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "glm-eyes"]
+    return [thread for thread in threading.enumerate() if thread.name == "glm-vision"]
 
 
 def test_nobody_looks_after_the_end() -> None:
-    look, encoder = held()
+    vision, encoder = held()
     encoder.gate.release(1)
-    look.stop(WAIT_S)
-    look.look([picture("a")], "", Told().told)
+    vision.stop(WAIT_S)
+    vision.encode([picture("a")], "", Heard().on_ready)
     assert not eyes_threads()
     assert encoder.batches == [[b"0"]]
-    Eyes(encoder, kept_bytes=0).stop(WAIT_S)  # who has never looked has nothing to end
+    VisionThread(encoder, kept_bytes=0).stop(WAIT_S)  # who has never looked has nothing to end
