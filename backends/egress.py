@@ -51,7 +51,8 @@ class Egress:
         connections_max: int = 512,
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        """`allowed`: base URLs, of which scheme, host and port count."""
+        """`allowed`: base URLs, of which scheme, host and port count. `connections_max`: calls at
+        once; more of them wait for one to end."""
         self._origins: Counter[Origin] = Counter()  # how often each was allowed
         self._places: dict[str, tuple[Origin, str]] = {}
         self._dialer = Dialer()
@@ -159,10 +160,16 @@ class Egress:
             await self._slots.acquire()  # there is one: this does not wait
             self._held += 1
             return kept
+        until_s = asyncio.get_running_loop().time() + limit_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout_at(until_s):
                 await self._slots.acquire()
-                self._held += 1
+        except TimeoutError:
+            text = "the gateway has no connection left for this call"
+            raise Failure(Kind.CONNECT, text, fault=Fault.GATEWAY) from None
+        self._held += 1
+        try:
+            async with asyncio.timeout_at(until_s):
                 try:
                     return self._kept(origin) or await self._dial(origin, limit_s)
                 except BaseException:

@@ -42,6 +42,7 @@ _log = structlog.get_logger("yuzui.gateway")
 
 TEND_EVERY_S = 1.0  # lease, sweep, and the ledger's figures for the snapshot
 READY_PATIENCE_S = 0.5
+OWN_CALLS_MAX = 16
 HISTORY_ROWS = 5_000  # that a starting process looks at, for how long answers are
 JWKS_BYTES_MAX = 1024 * 1024
 _JWKS_LIMITS = Timeouts(connect_s=2.0, first_s=5.0, idle_s=5.0, total_s=10.0)
@@ -61,7 +62,9 @@ class Gateway:
         self.admission = Admission(config.limits.in_flight_max)
         self.admin_token = config.admin_token.reveal() if config.admin_token else None
         self._heartbeats = Heartbeats(config.redis_url or "")
-        self._egress = Egress(allowed=_allowed(config))
+        # one connection for each request that may be inside, and a few for keys and alerts
+        calls_max = config.limits.in_flight_max + OWN_CALLS_MAX
+        self._egress = Egress(allowed=_allowed(config), connections_max=calls_max)
         self.pool = Pool(
             self._egress,
             config.members(),

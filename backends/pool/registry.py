@@ -40,6 +40,7 @@ RETRY_INTERVAL_S = 0.25
 WATCH_TIMEOUTS = Timeouts(
     connect_s=1.0, first_s=REPORT_GAP_S, idle_s=REPORT_GAP_S, total_s=86_400.0
 )
+PROBES_MAX = 8_192  # connections at once: two to each of far more workers than a pool has
 LINE_BYTES_MAX = 64 * 1024  # a report has half a kilobyte
 
 _log = structlog.get_logger("backends.pool")
@@ -58,9 +59,11 @@ class Pool:
         on_change: Callable[[], None] | None = None,
     ) -> None:
         """`members`: those that are fixed; URLs alone are named w1, w2 and so on. The egress is
-        told to allow each of them. `on_change` is called after `states()` has become another value.
+        told to allow each of them; they are probed past it, so that no crowd of calls makes a well
+        worker look silent. `on_change` is called after `states()` has become another value.
         """
         self._egress = egress
+        self._probes = Egress(allowed=[], connections_max=PROBES_MAX)
         self._clock = clock
         self._on_change = on_change
         self._sources = tuple(sources)
@@ -84,11 +87,12 @@ class Pool:
             self._tasks[source.name] = loop.create_task(self._ask(source), name=source.name)
 
     async def close(self) -> None:
-        """Stops following. The egress is not closed."""
+        """Stops following. The egress of the calls is not closed."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
+        await self._probes.close()
 
     def states(self) -> tuple[WorkerState, ...]:
         """All workers in the order given, as last reported. One that never was heard of is DOWN."""
@@ -133,7 +137,8 @@ class Pool:
 
     def _join(self, member: Member) -> None:
         self._egress.allow(member.url)
-        worker = self._workers[member.name] = Worker(member, self._egress)
+        self._probes.allow(member.url)
+        worker = self._workers[member.name] = Worker(member, self._egress, self._probes)
         if self._started:
             self._begin(worker)
 
@@ -151,6 +156,7 @@ class Pool:
         if task is not None:
             task.cancel()
         self._egress.forget(worker.url)
+        self._probes.forget(worker.url)
 
     async def _ask(self, source: Source) -> None:
         """Never returns."""

@@ -62,7 +62,8 @@ _UNKNOWN = ModelTraits(context_tokens=0, output_tokens_max=0)
 class Worker:
     """What the pool knows of one worker. Only the task that follows it writes here."""
 
-    def __init__(self, member: Member, egress: Egress) -> None:
+    def __init__(self, member: Member, egress: Egress, probes: Egress) -> None:
+        """`egress`: for calls.   `probes`: for everything else that it is asked."""
         self.member = member
         self.id = member.name
         self.url = member.url.rstrip("/")
@@ -85,7 +86,7 @@ class Worker:
         self._slots = member.slots
         self._pace = Totals()
         self._tokens_per_s = 0.0
-        self._egress = egress
+        self._probes = probes
         self.speak(member.engine or "openai")
 
     def speak(self, engine: str) -> None:
@@ -96,7 +97,7 @@ class Worker:
     # ------------------------------------------------------------ asking it
 
     async def get(self, path: str, timeouts: Timeouts) -> Wire:
-        return await self._egress.open(
+        return await self._probes.open(
             "GET", self.url + path, headers=self._headers, body=None, timeouts=timeouts
         )
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import uvloop
 
-from backends.base import Billed, Failure, Kind, Timeouts
+from backends.base import Billed, Failure, Fault, Kind, Timeouts
 from backends.egress import HEADER_BYTES_MAX, Egress, EgressDenied, Wire
 from tests.backends.servers import (
     OK,
@@ -288,6 +288,7 @@ async def test_no_room_in_the_pool_is_connect_too() -> None:
         await until(lambda: server.connections == 1)
         failure = await failing(post(narrow, server, connect_s=0.05))
         assert (failure.kind, failure.billed) == (Kind.CONNECT, Billed.NO)
+        assert failure.fault is Fault.GATEWAY  # the engine has not been asked
         first.cancel()
         await asyncio.wait([first])
         await narrow.close()

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from backends.scripted_server import ServerOptions
@@ -14,6 +15,7 @@ from gateway import gateway as module
 from gateway.ledger.alerts import Alerts
 from gateway.ledger.ledger import Ledger, LedgerUnavailable
 from gateway.ledger.spool import Spool
+from gateway.tasks import spawn
 from tests.gateway.redis_servers import RealServer
 from tests.gateway.rig import PATIENCE_S, Rig, rig, until
 
@@ -73,3 +75,20 @@ async def test_a_turn_of_the_tending_that_fails_is_not_the_last(
     monkeypatch.setattr(Alerts, "look", look)
     async with rig(books_url):
         await until(lambda: turns > 3)
+
+
+async def test_as_many_calls_run_at_once_as_requests_may_be_inside(books_url: str) -> None:
+    """More than the exit's own bound of 512."""
+    options = ServerOptions(first_ms=60_000, slots=600)
+    async with (
+        rig(books_url, workers=[options], settings={"pool.warm_up_s": 0}) as house,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as many,
+    ):
+        await house.ready_worker()
+        await house.http.close()
+        house.http = many
+        asking = [spawn(house.ask(), name="client") for _ in range(530)]
+        await until(lambda: house.workers[0].running == 530)
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)

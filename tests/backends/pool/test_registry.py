@@ -274,3 +274,23 @@ async def test_closing_ends_every_task() -> None:
         async with following([worker.url, "http://127.0.0.1:1"]) as pool:
             assert await pool.wait_ready(20)
         await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_calls_that_take_every_connection_make_no_worker_look_silent() -> None:
+    async def silent(server: Server, reader: Reader, writer: Writer) -> None:
+        await server.request(reader)
+        await server.until_left(reader)
+
+    async with serving(silent) as other, ScriptedServer(ServerOptions()) as worker:
+        narrow = Egress(allowed=[other.url], connections_max=1)
+        calling = asyncio.ensure_future(  # noqa: TID251 - awaited below
+            narrow.open("GET", other.url + "/", headers={}, body=None, timeouts=PATIENT)
+        )
+        await until(lambda: other.connections == 1)
+        pool = Pool(narrow, [worker.url])
+        await pool.start()
+        await until(lambda: health(pool) == [Health.UP])
+        calling.cancel()
+        await asyncio.wait([calling])
+        await pool.close()
+        await narrow.close()

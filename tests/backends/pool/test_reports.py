@@ -78,7 +78,9 @@ def test_a_number_that_no_worker_can_mean_is_nonsense(name: str, value: float) -
 @given(st.fixed_dictionaries({}, optional={name: _any_number() for name in NUMBERS}))
 def test_whatever_is_read_can_be_forecast_with(numbers: dict[str, float]) -> None:
     report = maybe(REPORT, json.dumps({"engine": "yuzui", **numbers}).encode(), Report())
-    state = Worker(Member(name="w", url="http://127.0.0.1:1"), Egress(allowed=[])).of_report(report)
+    state = Worker(
+        Member(name="w", url="http://127.0.0.1:1"), (out := Egress(allowed=[])), out
+    ).of_report(report)
     busy = replace(state, in_flight=3, in_flight_output_tokens=400)
     found = latency.of_worker(busy, facts(), prompt_tokens=10_000, line_ahead=2.0)
     assert all(math.isfinite(value) for value in (found.ttft_ms, found.finish_ms, found.queued_ms))

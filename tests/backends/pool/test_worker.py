@@ -116,7 +116,8 @@ async def test_it_is_asked_for_by_its_own_name() -> None:
 
 
 async def test_a_worker_that_nobody_has_heard_of() -> None:
-    worker = Worker(Member(name="x", url="http://127.0.0.1:1/"), Egress(allowed=[]))
+    egress = Egress(allowed=[])
+    worker = Worker(Member(name="x", url="http://127.0.0.1:1/"), egress, egress)
     assert (worker.url, worker.state.health, worker.engine) == (
         "http://127.0.0.1:1",
         Health.DOWN,
@@ -125,7 +126,8 @@ async def test_a_worker_that_nobody_has_heard_of() -> None:
 
 
 def test_our_worker_reports_its_adapters() -> None:
-    worker = Worker(Member(name="w", url="http://127.0.0.1:1"), Egress(allowed=[]))
+    egress = Egress(allowed=[])
+    worker = Worker(Member(name="w", url="http://127.0.0.1:1"), egress, egress)
     report = Report(engine="yuzui", model="glm", adapters=["faq"])
     assert worker.of_report(report).adapters == {"faq"}
     report = Report(kv_tokens_used=25, kv_tokens_total=100, waiting_tokens=90)
