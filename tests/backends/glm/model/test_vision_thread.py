@@ -141,18 +141,18 @@ def test_who_left_is_not_told_and_not_worked_for() -> None:
 
 def test_the_thread_lives_while_there_is_something_to_look_at() -> None:
     vision, encoder = held()
-    assert eyes_threads()
+    assert vision_threads()
     encoder.gate.release(10)
     for _ in range(3):
         heard = Heard()
         vision.encode([picture("a"), picture(str(heard))], "", heard.on_ready)
         assert heard.get() is None
-        for thread in eyes_threads():
+        for thread in vision_threads():
             thread.join(WAIT_S)
-        assert not eyes_threads()
+        assert not vision_threads()
 
 
-def eyes_threads() -> list[threading.Thread]:
+def vision_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "glm-vision"]
 
 
@@ -161,6 +161,6 @@ def test_nobody_looks_after_the_end() -> None:
     encoder.gate.release(1)
     vision.stop(WAIT_S)
     vision.encode([picture("a")], "", Heard().on_ready)
-    assert not eyes_threads()
+    assert not vision_threads()
     assert encoder.batches == [[b"0"]]
     VisionThread(encoder, kept_bytes=0).stop(WAIT_S)  # who has never looked has nothing to end
