@@ -6,7 +6,9 @@ import fcntl
 import os
 import secrets
 import signal
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +16,8 @@ import msgspec
 
 from gateway.config import Config, Secret
 from gateway.keys import write_private
+
+LOCK_WAIT_S = 0.5  # one that only looks whether something runs here holds the lock for a moment
 
 
 class Running(msgspec.Struct, kw_only=True):
@@ -72,12 +76,17 @@ class DataDir:
     def lock(self) -> IO[bytes]:
         """Holds the folder for this process. Raises InUse. Released when the file is closed."""
         file = (self.path / "lock").open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise InUse(f"another yuzui is running with the data folder {self.path}") from None
-        return file
+        end_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() < end_s:
+                    time.sleep(0.01)
+                    continue
+                file.close()
+                raise InUse(f"another yuzui is running with the data folder {self.path}") from None
 
     def admin_token(self) -> str:
         """The admin port's token, made on first use. Raises FolderUnusable."""
@@ -116,36 +125,50 @@ class DataDir:
             return b"[]"
 
     def ask_restart(self, names: Sequence[str]) -> bool:
-        """Asks the running `yuzui up` to restart workers (none named: all). False: none runs."""
+        """Asks the running `yuzui up` to restart workers (none named: all). False: none runs. Each
+        request is a file of its own, so that two at the same moment are both heard."""
         running = self.running()
         if running is None:
             return False
-        write_private(self.path / "restart.json", msgspec.json.encode(list(names)))
+        draft = self.path / f"restart-{secrets.token_hex(8)}.tmp"
+        write_private(draft, msgspec.json.encode(list(names)))
+        draft.replace(draft.with_suffix(".json"))
         os.kill(running.pid, signal.SIGUSR1)
         return True
 
-    def asked_restart(self) -> list[str]:
-        """The names that were asked for; empty: all."""
-        file = self.path / "restart.json"
-        try:
-            names = msgspec.json.decode(file.read_bytes(), type=list[str])
-        except (OSError, msgspec.DecodeError):
-            names = []
-        file.unlink(missing_ok=True)
-        return names
+    def asked_restart(self) -> list[str] | None:
+        """The names that were asked for since the last call; empty: all; None: nobody asked (one
+        signal may stand for several requests, and the next one then finds nothing)."""
+        requests = []
+        for file in self.path.glob("restart-*.json"):
+            with suppress(OSError, msgspec.DecodeError):
+                requests.append(msgspec.json.decode(file.read_bytes(), type=list[str]))
+            file.unlink(missing_ok=True)
+        if not requests:
+            return None
+        return sorted({name for names in requests for name in names}) if all(requests) else []
 
     def write_running(self, running: Running) -> None:
         write_private(self.path / "running.json", msgspec.json.encode(running))
 
     def forget_running(self) -> None:
-        (self.path / "running.json").unlink(missing_ok=True)
-        (self.path / "workers.json").unlink(missing_ok=True)
+        """For who holds the lock: what it, or one that was killed, wrote about itself."""
+        for name in ("running.json", "workers.json", "restart-*"):
+            for file in self.path.glob(name):
+                file.unlink(missing_ok=True)
 
     def running(self) -> Running | None:
-        """What runs here now, or None."""
+        """What runs here now, or None. Its lock is asked: a process number outlives who had it,
+        and may be a stranger's by now."""
         try:
-            running = msgspec.json.decode((self.path / "running.json").read_bytes(), type=Running)
-            os.kill(running.pid, 0)
+            with (self.path / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None  # nobody holds it
+        except BlockingIOError:
+            pass
+        except OSError:
+            return None
+        try:
+            return msgspec.json.decode((self.path / "running.json").read_bytes(), type=Running)
         except (OSError, msgspec.DecodeError):
             return None
-        return running

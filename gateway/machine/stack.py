@@ -65,7 +65,7 @@ class Stack:
         self.workers: list[Child] = []
         self._supervised: LocalWorkers | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._rolling: asyncio.Task[bool] | None = None
+        self._rolls: set[asyncio.Task[bool]] = set()
         self.gateways: list[Child] = []
         self._archiver: Child | None = None
         self.token: str | None = None
@@ -74,6 +74,7 @@ class Stack:
         """Returns when requests can be answered. Raises StartFailed, InUse, embedded's errors."""
         self.data.make()
         self._lock = self.data.lock()
+        self.data.forget_running()  # of one that was killed
         self._own_key()
         await self._start_books()
         if self._emulate_cloud:
@@ -113,7 +114,7 @@ class Stack:
         patience_s = self.config.limits.drain_s + 5.0
         if self._archiver is not None:
             await self._archiver.stop(ARCHIVER_STOP_S)
-        for task in (self._watching, self._rolling):
+        for task in (self._watching, *self._rolls):
             if task is not None:
                 task.cancel()  # a worker that drains is not one that hangs
         await asyncio.gather(*(child.stop(patience_s) for child in self.gateways))
@@ -122,8 +123,8 @@ class Stack:
             await self._emulator.stop(patience_s)
         if self._books is not None:
             await self._books.stop()
-        self.data.forget_running()
-        if self._lock is not None:
+        if self._lock is not None:  # else it is another's folder
+            self.data.forget_running()
             self._lock.close()
 
     def restart_workers(self) -> None:
@@ -131,8 +132,10 @@ class Stack:
         names = self.data.asked_restart()
         if self._supervised is None:
             self._say("no workers are run here, so none are restarted")
-            return
-        self._rolling = spawn(self._supervised.roll(names), name="restart the workers")
+        elif names is not None:
+            task = spawn(self._supervised.roll(names), name="restart the workers")
+            self._rolls.add(task)
+            task.add_done_callback(self._rolls.discard)
 
     # ------------------------------------------------------------ the parts
 

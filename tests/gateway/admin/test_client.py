@@ -110,8 +110,9 @@ def test_what_runs_here_is_asked_before_what_the_settings_name(tmp_path: Path, p
     token = data.admin_token()
     here = Running(pid=os.getpid(), url="", admin_url=f"http://127.0.0.1:{port}")
     data.write_running(here)
-    asks = AdminClient(Config.load(environ={}, overrides={"data_dir": tmp_path, "admin_port": 1}))
-    assert asks.call("GET", "/x") == {"a": 1}
+    with data.lock():
+        settings = Config.load(environ={}, overrides={"data_dir": tmp_path, "admin_port": 1})
+        assert AdminClient(settings).call("GET", "/x") == {"a": 1}
     assert Port.seen[0]["token"] == f"Bearer {token}"
 
 

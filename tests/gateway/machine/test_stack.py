@@ -237,6 +237,7 @@ async def test_ctrl_c_drains_and_keeps_the_books(house: House, worker: ScriptedS
     _, complaint = await second.communicate()
     assert second.returncode == 1
     assert b"another yuzui is running" in complaint
+    assert DataDir(house.folder / ".yuzui").running() is not None  # it has left the first one alone
 
     assert await asyncio.to_thread(house.stop) == 0
     assert "stopped; the books are kept" in house.text

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.data_dir import DataDir
+from gateway.config import Config
+from gateway.data_dir import DataDir, Running
 from gateway.machine import workers
-from gateway.machine.stack import _probe
+from gateway.machine.stack import Stack, _probe
 from gateway.machine.workers import LocalWorkers, WorkerStatus, count_gpus, planned
 from gateway.processes import Child, ChildState
 from gateway.tasks import spawn
@@ -224,3 +225,27 @@ async def test_one_that_was_well_is_never_given_up(
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
             await until(lambda number=number: it.restarts == number)  # type: ignore[misc]
+
+
+async def test_requests_of_one_moment_restart_each_worker_once(tmp_path: Path) -> None:
+    async with running(House(tmp_path, [], [])) as house:
+        stack = Stack(
+            Config.load(environ={}, overrides={"data_dir": tmp_path}),
+            environ={},
+            say=house.said.append,
+        )
+        stack._supervised = house.workers
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, stack.restart_workers)
+        try:
+            with house.data.lock():
+                running_here = Running(pid=os.getpid(), url="u", admin_url="a")
+                house.data.write_running(running_here)
+                await until(lambda: house.states() == ["running", "running"])
+                house.data.ask_restart(["worker-2"])
+                house.data.ask_restart(["worker-1"])
+                await until(lambda: bool(stack._rolls))
+                await until(lambda: not stack._rolls)
+        finally:
+            loop.remove_signal_handler(signal.SIGUSR1)
+        assert [it.restarts for it, _ in house.children] == [1, 1]
