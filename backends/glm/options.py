@@ -24,6 +24,8 @@ PORT_MAX = 65_535
 COUNT_MAX, SLOTS_MAX, THREADS_MAX = 1_000_000, 100_000, 1_024
 TOKENS_MAX = 1_000_000_000
 STALL_S_MAX = 86_400  # a day
+# What a supervisor usually grants before it kills; most answers are shorter.
+DRAIN_S_DEFAULT, DRAIN_S_MAX = 30, 86_400
 TEXT_MAX = 128  # characters of a name; the gateway takes no longer ones
 
 _EPILOG = """\
@@ -44,7 +46,8 @@ then:
   curl -s http://127.0.0.1:8100/v1/chat/completions -H 'content-type: application/json' \\
        -d '{"model": "glm-4.6v", "messages": [{"role": "user", "content": "Hello"}]}'
 
-SIGTERM and SIGINT drain: what runs is finished (30 s at most), then the worker exits with 0.
+SIGTERM and SIGINT drain: what runs is finished (--drain-s at most), then the worker exits with 0;
+a second one ends it at once.
 Exit code 1: the checkpoint cannot be served, the port is in use, or the engine has failed while it
 served (a supervisor should start another worker); 2: an argument is wrong. The last line on stderr
 says why.
@@ -65,6 +68,7 @@ class Options:
     threads: int
     queue: int
     stall_s: int
+    drain_s: int
     capacity: Asked
     worker: str
     names: tuple[str, ...]
@@ -100,6 +104,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         threads=given.threads,
         queue=given.queue,
         stall_s=given.stall_s,
+        drain_s=given.drain_s,
         capacity=Asked(
             slots=given.slots,
             kv_tokens=given.kv_tokens,
@@ -245,6 +250,14 @@ def _add_batch(add: Callable[..., object]) -> None:
         default=QUEUE_DEFAULT,
         metavar="N",
         help="requests that may wait; further ones get 503 worker_busy (default: %(default)s)",
+    )
+    add(
+        "--drain-s",
+        type=_Whole(0, DRAIN_S_MAX),
+        default=DRAIN_S_DEFAULT,
+        metavar="S",
+        help="how long answers that run may still take when it is told to end; whoever stops it "
+        "should wait a little longer (default: %(default)s)",
     )
     add(
         "--stall-s",

@@ -27,7 +27,6 @@ from backends.glm.options import Options
 from backends.glm.priority import Breath, gently, take_part
 from backends.listen import ListenError, listen
 
-DRAIN_LIMIT_S = 30.0  # what a supervisor grants before it kills; most answers are shorter
 STOP_STEP_S = 10.0  # how long one step of the model may take to notice that all is over
 LOOK_S = 1.0  # how often somebody looks whether the engine gets on, while it has something to do
 REST_S = 1.0  # without a request for so long, a worker is at rest: longer than most gaps in a crowd
@@ -224,7 +223,7 @@ class _Worker:
         """Finish what is inside; a second signal or the time limit ends it early."""
         _log.info("draining")
         self._service.drain()
-        deadline_s = time.monotonic() + DRAIN_LIMIT_S
+        deadline_s = time.monotonic() + self._options.drain_s
         while not self._service.idle and self._signals < 2:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:

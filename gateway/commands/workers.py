@@ -15,7 +15,7 @@ from gateway.commands.options import add_config, load_config
 from gateway.commands.tables import table
 
 POLL_S = 0.5
-PATIENCE_S = 900.0  # several workers, each with a large checkpoint
+PATIENCE_S = 1200.0  # for each worker: its longest answer, and a large checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,8 +60,9 @@ def _restart(client: AdminClient, names: list[str], *, wait: bool) -> int:
         now = _supervised(client)
         for name in [n for n in left if _anew(before.get(n), now.get(n))]:
             left.remove(name)
+            end_s = time.monotonic() + PATIENCE_S
             print(f"{name} is back, pid {now[name]['pid']}", flush=True)
-        if any(now.get(name, {}).get("state") == "given_up" for name in left):
+        if any(_given_up(before.get(name), now.get(name)) for name in left):
             break
         time.sleep(POLL_S)
     if left:
@@ -79,6 +80,13 @@ def _anew(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
     if before is None or now is None or now["state"] != "running":
         return False
     return bool(now["restarts"] > before["restarts"])
+
+
+def _given_up(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
+    """Whether it was given up since we asked. It may have been before, and is tried again."""
+    if before is None or now is None or now["state"] != "given_up":
+        return False
+    return bool(before["state"] != "given_up" or now["restarts"] > before["restarts"])
 
 
 def _as_table(workers: list[dict[str, Any]]) -> str:

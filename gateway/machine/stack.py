@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import http.client
+import math
 import os
 import shlex
 import socket
@@ -191,6 +192,7 @@ class Stack:
             port = _free_port()
             command = [sys.executable, "-m", "backends.glm", "--port", str(port)]
             command += ["--name", wanted.name, *wanted.options]
+            command += ["--drain-s", str(math.ceil(self.config.limits.local.total_s))]
             if self.config.model is not None:
                 command += ["--model", str(self.config.model.absolute())]
             command += shlex.split(self.config.pool.worker_options)
@@ -208,6 +210,7 @@ class Stack:
                 list(zip(self.workers, urls, strict=True)),
                 data=self.data,
                 hang_s=self.config.pool.hang_s,
+                drain_s=self.config.limits.local.total_s,
                 probe=_probe,
                 say=self._say,
             )

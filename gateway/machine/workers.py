@@ -27,7 +27,9 @@ LOOK_EVERY_S = 1.0
 FIRST_ANSWER_S = 60.0
 # After a worker answers again the gateways have heard of it (they try four times a second).
 SEEN_S = 1.0
-WORKER_STOP_S = 35.0  # a worker gives running answers 30 s
+WORKER_STOP_S = 35.0  # when all of it stops: the gateways have drained before
+# After a worker has given its answers their time it ends the step under way, and sends last bytes.
+WORKER_END_S = 20.0
 READY_PATIENCE_S = 300.0  # a large checkpoint takes minutes to load
 
 _DEVICE = re.compile(r"nvidia\d+")
@@ -97,13 +99,16 @@ class LocalWorkers:
         *,
         data: DataDir,
         hang_s: float,
+        drain_s: float,
         probe: Callable[[str], Awaitable[int | None]],
         say: Callable[[str], None],
     ) -> None:
-        """`workers`: each with its base URL, started already."""
+        """workers: each with its base URL, started already. drain_s: how long answers may take
+        that run on a worker when it is restarted."""
         self._workers = list(workers)
         self._data = data
         self._hang_s = hang_s
+        self._drain_s = drain_s
         self._probe = probe
         self._say = say
         self._answered_s = {child.name: float("-inf") for child, _ in workers}
@@ -125,11 +130,15 @@ class LocalWorkers:
         """Restarts them one after the other (all, or those named). False, and the rest is left
         alone, when one does not come back."""
         async with self._rolling:
-            for child, url in self._workers:
-                if names and child.name not in names:
-                    continue
+            chosen = [(c, u) for c, u in self._workers if not names or c.name in names]
+            # First those that are of no use now: they may be, before others go for a while.
+            chosen.sort(key=lambda pair: self._status[pair[0].name] == 200)
+            for child, url in chosen:
+                if not await self._spared(child, url):
+                    self._say(f"no other worker gets ready, so {child.name} is left alone")
+                    return False
                 self._say(f"restarting {child.name}")
-                await child.restart(WORKER_STOP_S)
+                await child.restart(self._drain_s + WORKER_END_S)
                 if not await self._back(child, url):
                     self._say(f"{child.name} did not come back; the others are left alone")
                     return False
@@ -157,15 +166,37 @@ class LocalWorkers:
     async def _back(self, child: Child, url: str) -> bool:
         end_s = time.monotonic() + READY_PATIENCE_S
         while time.monotonic() < end_s and child.state is not ChildState.GIVEN_UP:
-            try:
-                if await self._probe(f"{url}/health") == 200:
-                    self._answered_s[child.name] = time.monotonic()
-                    child.well()
-                    return True
-            except Exception as error:  # as in `watch`: no probe may end what is under way
-                self._complain(f"{child.name} cannot be looked at", error)
+            if await self._ready(child, url):
+                self._answered_s[child.name] = time.monotonic()
+                child.well()
+                return True
             await asyncio.sleep(LOOK_EVERY_S / 4)
         return False
+
+    async def _spared(self, child: Child, url: str) -> bool:
+        """Waits until another worker answers while this one is restarted. At once when it answers
+        nobody itself, or has no others: those that were given up are none, and requests wait then
+        at the gateway, as they do with one worker. False: the others do not get ready."""
+        if not await self._ready(child, url):
+            return True
+        end_s = time.monotonic() + READY_PATIENCE_S
+        while time.monotonic() < end_s:
+            others = [(c, u) for c, u in self._workers if c is not child]
+            others = [(c, u) for c, u in others if c.state is not ChildState.GIVEN_UP]
+            ready = [await self._ready(other, its_url) for other, its_url in others]
+            if not others or any(ready):
+                return True
+            await asyncio.sleep(LOOK_EVERY_S / 4)
+        return False
+
+    async def _ready(self, child: Child, url: str) -> bool:
+        if not child.running:
+            return False
+        try:
+            return await self._probe(f"{url}/health") == 200
+        except Exception as error:  # as in `watch`: no probe may end what is under way
+            self._complain(f"{child.name} cannot be looked at", error)
+            return False
 
     async def _look(self, child: Child, url: str) -> None:
         if child.state is not ChildState.RUNNING:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from backends.glm import worker
-from backends.glm.options import parse_options
+from backends.glm.options import DRAIN_S_DEFAULT, parse_options
 from gateway.cli import COMMANDS, main
 from gateway.config import ENVIRONMENT, Config
 from tests.ports import free_port
@@ -371,7 +371,7 @@ def test_wrong_settings_end_with_the_code_that_the_units_do_not_restart(
 
 
 def test_whoever_stops_a_process_waits_for_its_drain() -> None:
-    worker_s = worker.DRAIN_LIMIT_S + worker.STOP_STEP_S + worker.LAST_BYTES_S
+    worker_s = DRAIN_S_DEFAULT + worker.STOP_STEP_S + worker.LAST_BYTES_S
     for name, least_s in (
         ("yuzui-worker@.service", worker_s),
         ("yuzui-gateway.service", Config().limits.drain_s),

@@ -116,7 +116,12 @@ async def running(folder: Path, *, nano: bool = False) -> AsyncIterator[House]:
             house.workers.append((child, f"http://127.0.0.1:{port}"))
             await child.start()
         supervised = house.supervised = LocalWorkers(
-            house.workers, data=house.data, hang_s=HANG_S, probe=_probe, say=house.said.append
+            house.workers,
+            data=house.data,
+            hang_s=HANG_S,
+            drain_s=30.0,
+            probe=_probe,
+            say=house.said.append,
         )
         await _until_well(house)
         watching = spawn(supervised.watch(), name="watch")

@@ -117,6 +117,30 @@ async def test_a_worker_from_start_to_drain(
     assert not port_file.exists()
 
 
+async def test_answers_get_as_long_as_drain_s_says(
+    start: Start, checkpoint_path: Path, tmp_path: Path
+) -> None:
+    talkative = Path(shutil.copytree(checkpoint_path, tmp_path / "talkative"))
+    (talkative / "generation_config.json").write_text(json.dumps({"eos_token_id": 10**6}))
+    process = await start("--model", str(talkative), "--drain-s", "0", "--slots", "8")
+    url = await listening(process)
+    body = {"model": "glm-4.6v", "stream": True, "max_tokens": 500, "n": 8,
+            "messages": [{"role": "user", "content": "go on"}]}  # fmt: skip
+    async with aiohttp.ClientSession(url) as http:
+        async with asyncio.timeout(READY_S), http.get("/load?watch=1") as response:
+            async for line in response.content:
+                if json.loads(line)["state"] == "ok":
+                    break
+        async with http.post("/v1/chat/completions", json=body) as stream:
+            assert stream.status == 200
+            await stream.content.readline()
+            process.send_signal(signal.SIGTERM)
+            rest = await stream.read()
+    assert b"data: [DONE]" not in rest
+    await finished(process)
+    assert process.returncode == 0
+
+
 def priorities(pid: int) -> tuple[int, dict[str, int]]:
     """Nice value of a process's session, and of each of its threads."""
     session = Path(f"/proc/{pid}/autogroup").read_text().split()[-1]

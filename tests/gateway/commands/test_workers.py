@@ -67,17 +67,36 @@ def test_a_restart_is_followed_to_its_end(
 
 
 class GivenUp(Restarting):
+    """It was given up before, and is tried again a moment after we asked. ends: as what."""
+
+    def __init__(self, before: str, ends: str) -> None:
+        super().__init__()
+        self.before, self.ends = before, ends
+
     def call(self, method: str, path: str, **more: Any) -> Any:
         found = super().call(method, path, **more)
-        return found if isinstance(found, dict) else [worker(state="given_up")]
+        if isinstance(found, dict):
+            return found
+        if self.looks > 2:
+            return [worker(state=self.ends, restarts=11, pid=8)]
+        return [worker(state=self.before, restarts=5, pid=None)]
 
 
+@pytest.mark.parametrize("before", ["running", "given_up"])
 def test_one_that_does_not_come_back_is_a_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str
 ) -> None:
-    monkeypatch.setattr(workers, "AdminClient", GivenUp())
+    monkeypatch.setattr(workers, "AdminClient", GivenUp(before, "given_up"))
     assert workers.main(["restart", "worker-1"]) == 1
     assert "did not come back" in capsys.readouterr().err
+
+
+def test_one_that_was_given_up_and_comes_back_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "AdminClient", GivenUp("given_up", "running"))
+    assert workers.main(["restart", "worker-1"]) == 0
+    assert "worker-1 is back, pid 8" in capsys.readouterr().out
 
 
 def test_what_the_admin_port_refuses_is_said(

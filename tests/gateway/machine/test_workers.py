@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -80,8 +81,9 @@ class House:
             )  # fmt: skip
             self.children.append((it, f"http://127.0.0.1:{port}"))
         self.workers = LocalWorkers(
-            self.children, data=self.data, hang_s=hang_s, probe=_probe, say=self.said.append
-        )
+            self.children, data=self.data, hang_s=hang_s, drain_s=60.0, probe=_probe,
+            say=lambda text: self.said.append(text),
+        )  # fmt: skip
 
     def status(self) -> list[WorkerStatus]:
         return msgspec.json.decode(self.data.workers(), type=list[WorkerStatus])
@@ -249,3 +251,66 @@ async def test_requests_of_one_moment_restart_each_worker_once(tmp_path: Path) -
         finally:
             loop.remove_signal_handler(signal.SIGUSR1)
         assert [it.restarts for it, _ in house.children] == [1, 1]
+
+
+async def test_an_answer_that_runs_is_finished_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short patience is for the end of everything, after the gateways have drained."""
+    monkeypatch.setattr(workers, "WORKER_STOP_S", 0.1)
+    async with running(House(tmp_path, ["--chunks", "40", "--pace-ms", "50"])) as house:
+        await until(lambda: house.states() == ["running"])
+        ((it, url),) = house.children
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "go"}]}
+        async with aiohttp.ClientSession() as http:
+            async with http.post(f"{url}/v1/chat/completions", json=body) as response:
+                await response.content.readany()
+                rolling = spawn(house.workers.roll(), name="roll")
+                rest = await response.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert await rolling
+        assert it.restarts == 1
+
+
+async def test_those_of_no_use_are_restarted_before_one_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.processes.BACKOFF_FIRST_S", 0.01)
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        (well, _), (broken, _) = house.children
+        broken._command += ["--fail-after-s", "0"]
+        broken.kill("is broken by the test")
+        await until(lambda: house.states() == ["running", "given_up"])
+        assert not await house.workers.roll()
+        assert well.restarts == 0
+        assert await house.workers.roll(["worker-1"])  # by name: as with a single worker
+        del broken._command[-2:]
+        await until(lambda: house.states() == ["running", "given_up"])
+        assert await house.workers.roll()
+        assert [line for line in house.said if line.startswith("restarting")][-2:] == [
+            "restarting worker-2", "restarting worker-1",
+        ]  # fmt: skip
+
+
+async def test_the_one_that_answers_waits_for_one_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(House(tmp_path, [], [])) as house:
+        await until(lambda: house.states() == ["running", "running"])
+        (_, _), (loading, its_url) = house.children
+        assert loading.pid is not None
+        os.kill(loading.pid, signal.SIGKILL)
+        await until(lambda: loading.state is ChildState.WAITING)
+        seen = []
+
+        async def note(patience_s: float) -> None:
+            seen.append(await _probe(f"{its_url}/health"))
+
+        monkeypatch.setattr(house.children[0][0], "restart", note)
+        assert await house.workers.roll(["worker-1"])
+        assert seen == [200]
+        monkeypatch.setattr(workers, "READY_PATIENCE_S", 0.2)
+        os.kill(loading.pid, signal.SIGSTOP)
+        assert not await house.workers.roll(["worker-1"])
+        assert "worker-1 is left alone" in house.said[-1]
