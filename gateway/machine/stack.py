@@ -25,12 +25,19 @@ from gateway.archive.extra import installed
 from gateway.config import Config
 from gateway.data_dir import DataDir, Running
 from gateway.keys import issue, make_private_key, public_jwk
-from gateway.machine.workers import WORKER_STOP_S, LocalWorkers, count_gpus, planned
+from gateway.machine.workers import (
+    READY_PATIENCE_S,
+    WORKER_STOP_S,
+    LocalWorkers,
+    count_gpus,
+    planned,
+)
 from gateway.processes import Child, ChildState, tail
 from gateway.redis.embedded import EmbeddedServer
 from gateway.tasks import spawn
 
-START_PATIENCE_S = 120.0  # a worker loads torch and a checkpoint; a large one takes longer
+START_PATIENCE_S = 120.0  # for what loads no checkpoint
+STILL_EVERY_S = 30.0
 POLL_S = 0.1
 LOST_EVERY_S = 0.5
 FAILURES_MAX = 2  # a part that fails twice at its start will not get better
@@ -200,8 +207,10 @@ class Stack:
             self.workers.append(self._child(name, command, probed=True))
             urls.append(f"http://127.0.0.1:{port}")
         await asyncio.gather(*(child.start() for child in self.workers))
-        for child, url in zip(self.workers, urls, strict=True):
-            await self._wait(child, f"{url}/health")
+        both = zip(self.workers, urls, strict=True)
+        await asyncio.gather(
+            *(self._wait(child, f"{url}/health", READY_PATIENCE_S) for child, url in both)
+        )
         workers = (*self.config.workers, *urls)
         self.config = msgspec.structs.replace(self.config, workers=workers)
         self._environ["YUZUI_WORKERS"] = ",".join(workers)
@@ -251,13 +260,18 @@ class Stack:
         env, logs = self._environ, self.data.logs
         return Child(name, command, env=env, logs=logs, say=self._say, probed=probed)
 
-    async def _wait(self, child: Child, url: str) -> None:
-        deadline_s = time.monotonic() + START_PATIENCE_S
-        while time.monotonic() < deadline_s:
+    async def _wait(self, child: Child, url: str, patience_s: float = START_PATIENCE_S) -> None:
+        """Returns when the URL answers 200. Raises StartFailed."""
+        begun_s = said_s = time.monotonic()
+        while (now_s := time.monotonic()) - begun_s < patience_s:
             if await asyncio.to_thread(answers, url):
+                child.well()
                 return
             if child.failures >= FAILURES_MAX:
                 break
+            if now_s - said_s >= STILL_EVERY_S:
+                said_s = now_s
+                self._say(f"{child.name} is still loading, {now_s - begun_s:.0f} s by now ...")
             await asyncio.sleep(POLL_S)
         text = f"{child.name} did not come up{f' ({child.why})' if child.why else ''}"
         text += f"; the end of {child.log_file}:"

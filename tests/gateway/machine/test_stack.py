@@ -23,7 +23,8 @@ from gateway import processes
 from gateway.commands.up import make_stack, run_stack
 from gateway.config import Config
 from gateway.data_dir import DataDir
-from gateway.machine.stack import StartFailed, _check_free, _reachable, answers
+from gateway.machine import stack as stack_module
+from gateway.machine.stack import Stack, StartFailed, _check_free, _reachable, answers
 from tests.ports import free_port
 
 PATIENCE_S = 60.0
@@ -254,6 +255,42 @@ def run_up(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "gateway.cli", "up"],
         cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def stack(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stack]:
+    """With two scripted workers in place of ours, which load for a second."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nshift 2\nsleep 1\nexec {sys.executable} -m tests.scripted_worker "$@"\n'
+    )
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    settings = {"data_dir": tmp_path / "d", "local_workers": 2}
+    it = Stack(
+        Config.load(environ={}, overrides=settings), environ=dict(os.environ), say=said.append
+    )
+    it.data.make()
+    yield it
+    await it.stop()
+
+
+async def test_workers_load_side_by_side_and_for_as_long_as_after_a_restart(
+    stack: Stack, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "START_PATIENCE_S", 0.1)
+    monkeypatch.setattr(stack_module, "STILL_EVERY_S", 0.2)
+    await stack._start_workers()
+    assert [child.restarts for child in stack.workers] == [0, 0]
+    for child in stack.workers:
+        assert any(line.startswith(f"{child.name} is still loading") for line in said)
 
 
 def test_a_wrong_setting_names_itself_and_its_line(tmp_path: Path) -> None:
