@@ -66,6 +66,7 @@ class Stack:
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
         self._say = say
         self._lock: IO[bytes] | None = None
+        self._ports: list[socket.socket] = []  # of our children, kept for them
         self._books: EmbeddedServer | None = None
         self._emulate_cloud = emulate_cloud
         self._emulator: Child | None = None
@@ -131,6 +132,8 @@ class Stack:
             await self._emulator.stop(patience_s)
         if self._books is not None:
             await self._books.stop()
+        for kept in self._ports:
+            kept.close()
         if self._lock is not None:  # else it is another's folder
             self.data.forget_running()
             self._lock.close()
@@ -176,7 +179,7 @@ class Stack:
         self._environ["YUZUI_REDIS_URL"] = self.config.redis_url or ""
 
     async def _start_emulator(self) -> None:
-        port = _free_port()
+        port = self._keep_port()
         command = [sys.executable, "-m", "backends.ark.emulator", "--port", str(port)]
         self._emulator = self._child("ark-emulator", command)
         self.emulator_url = f"http://127.0.0.1:{port}"
@@ -196,7 +199,7 @@ class Stack:
         )
         urls = []
         for wanted in commands:
-            port = _free_port()
+            port = self._keep_port()
             command = [sys.executable, "-m", "backends.glm", "--port", str(port)]
             command += ["--name", wanted.name, *wanted.options]
             command += ["--drain-s", str(math.ceil(self.config.limits.local.total_s))]
@@ -230,7 +233,7 @@ class Stack:
         ports = {"port": self.config.port, "admin_port": self.config.admin_port}
         for name, port in ports.items():
             if port == 0:
-                ports[name] = _free_port()
+                ports[name] = self._keep_port()
         self.config = msgspec.structs.replace(self.config, **ports)
         self._environ |= {
             "YUZUI_PORT": str(self.config.port),
@@ -259,6 +262,16 @@ class Stack:
     def _child(self, name: str, command: list[str], *, probed: bool = False) -> Child:
         env, logs = self._environ, self.data.logs
         return Child(name, command, env=env, logs=logs, say=self._say, probed=probed)
+
+    def _keep_port(self) -> int:
+        """A port for a child, for as long as all this runs. It comes from the range of outgoing
+        connections; without a socket of ours that is bound to it (and does not listen, so that a
+        child may) one of those could take it while the child is started again."""
+        kept = socket.socket()
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        self._ports.append(kept)
+        return int(kept.getsockname()[1])
 
     async def _wait(self, child: Child, url: str, patience_s: float = START_PATIENCE_S) -> None:
         """Returns when the URL answers 200. Raises StartFailed."""
@@ -298,12 +311,6 @@ def status_of(url: str) -> int | None:
         return None
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # The port is taken, or below 1024 and not for this user; anything else is wrong with the host.

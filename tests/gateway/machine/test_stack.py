@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -291,6 +292,29 @@ async def test_workers_load_side_by_side_and_for_as_long_as_after_a_restart(
     assert [child.restarts for child in stack.workers] == [0, 0]
     for child in stack.workers:
         assert any(line.startswith(f"{child.name} is still loading") for line in said)
+
+
+async def test_no_outgoing_connection_takes_the_port_of_a_worker_that_is_away(
+    stack: Stack,
+) -> None:
+    """A connection that asks for the port gets it while nobody keeps it, and not any more."""
+    await stack._start_workers()
+    there, away = stack.workers
+    port, its = (urlsplit(url).port for url in stack.config.workers)
+    assert port is not None
+    assert its is not None
+    await away.stop(5)
+    with socket.socket() as outgoing:
+        with pytest.raises(OSError, match="in use"):
+            outgoing.bind(("127.0.0.1", its))
+    with socket.create_server(("127.0.0.1", its), reuse_port=False):
+        pass  # it is kept for whoever listens
+    for kept in stack._ports:
+        kept.close()
+    with socket.socket() as outgoing:  # the control: before, it was anybody's
+        outgoing.bind(("127.0.0.1", its))
+        outgoing.connect(("127.0.0.1", port))
+    assert there.running
 
 
 def test_a_wrong_setting_names_itself_and_its_line(tmp_path: Path) -> None:
