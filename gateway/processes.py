@@ -80,6 +80,7 @@ class Child:
         # Somebody wants it anew: its end is no failure, and no pause is kept. Until it is launched.
         self._asked = asyncio.Event()
         self._stopping = False
+        self._hurried = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -124,6 +125,10 @@ class Child:
         while self.restarts == launched and not watcher.done():  # noqa: ASYNC110 - moments
             await asyncio.sleep(0.02)
 
+    def hasten(self) -> None:
+        """Whoever waits for its end, now or later, waits no longer: it is killed."""
+        self._hurried.set()
+
     def kill(self, why: str) -> None:
         """SIGKILL for a process that hangs; it is started again like any other that ended."""
         if self.running and self._process is not None:
@@ -135,12 +140,18 @@ class Child:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
+        ended = spawn(process.wait(), name=f"end of {self.name}")
+        hurried = spawn(self._hurried.wait(), name=f"hurry of {self.name}")
         try:
-            await asyncio.wait_for(process.wait(), patience_s)
-        except TimeoutError:
-            self._say(f"{self.name} did not stop within {patience_s:.0f} s and was killed")
+            both = {ended, hurried}
+            await asyncio.wait(both, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+        if not ended.done():
+            late = f"did not stop within {patience_s:.0f} s"
+            self._say(f"{self.name} {'had to hurry' if hurried.done() else late} and was killed")
             process.kill()
-            await process.wait()
+        await ended
 
     async def _launch(self) -> str:
         """Returns why no process could be made (no memory for one, the command is gone); empty:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from gateway.admin.client import AdminClient
 from gateway.commands.options import add_config, load_config
 from gateway.commands.report import as_table
 from gateway.commands.tour import SLOTS, TTFT_S, Tour
-from gateway.commands.up import make_stack, run_stack
+from gateway.commands.up import make_stack, run_stack, stop_on_signals
 from gateway.machine.stack import Stack
 
 _INTRO = """
@@ -50,10 +49,7 @@ def _settings(folder: Path) -> Path:
 
 
 async def _run(stack: Stack, *, stay: bool) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    stop = stop_on_signals(stack)
 
     async def tour() -> None:
         await asyncio.to_thread(_play, stack)

@@ -38,7 +38,7 @@ A first question about a picture:
     -H "Authorization: Bearer {bearer}" \\
     -H 'Content-Type: application/json' -d @{hello_file}
 
-Ctrl-C drains and stops.
+Ctrl-C drains and stops; a second one waits for no answer.
 """
 # What the pasted curl sends: a red circle and a blue square, drawn on white.
 _PICTURE = (
@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="yuzui up",
         description="Run everything on this machine: an embedded Valkey for the books (or "
-        "redis_url), local GLM workers, the gateway. Stays in the foreground; Ctrl-C drains.",
+        "redis_url), local GLM workers, the gateway. Stays in the foreground; Ctrl-C drains, "
+        "a second one does not wait for it.",
     )
     add_config(parser)
     parser.add_argument("--strict", action="store_true", help="flush the books before each answer")
@@ -76,11 +77,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(config: Config, file: Path | None) -> int:
+    stack = make_stack(config, file)
+    return await run_stack(stack, stop_on_signals(stack))
+
+
+def stop_on_signals(stack: Stack) -> asyncio.Event:
+    """Set by the first Ctrl-C (or SIGTERM). The second one waits for no answer that still runs."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if stop.is_set():
+            _say("not waiting any longer: what still runs is cut off")
+            stack.hasten()
+        stop.set()
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    return await run_stack(make_stack(config, file), stop)
+        asyncio.get_running_loop().add_signal_handler(name, asked)
+    return stop
 
 
 def make_stack(config: Config, file: Path | None, *, emulate_cloud: bool = False) -> Stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -78,6 +79,25 @@ async def test_one_that_does_not_stop_is_killed(tmp_path: Path, said: list[str])
     await it.stop(0.2)
     assert not it.running
     assert "was killed" in said[0]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_who_is_in_a_hurry_waits_for_no_end(
+    tmp_path: Path, said: list[str], early: bool
+) -> None:
+    deaf = [sys.executable, "-c", "import signal,time\nsignal.signal(15, signal.SIG_IGN)\n"
+            "print('deaf', flush=True)\ntime.sleep(600)"]  # fmt: skip
+    it = child(tmp_path, said, deaf)
+    await it.start()
+    await until(lambda: "deaf" in tail(it.log_file))
+    if early:
+        it.hasten()
+    stopping = asyncio.ensure_future(it.stop(600))  # noqa: TID251 - awaited below
+    await asyncio.sleep(0)
+    it.hasten()
+    await stopping
+    assert not it.running
+    assert said == ["worker-1 had to hurry and was killed"]
 
 
 async def test_a_hanging_one_is_killed_and_comes_back(tmp_path: Path, said: list[str]) -> None:

@@ -251,6 +251,19 @@ async def test_ctrl_c_drains_and_keeps_the_books(house: House, worker: ScriptedS
         await asyncio.to_thread(again.stop)
 
 
+@pytest.mark.slow
+async def test_a_second_ctrl_c_waits_for_no_answer(house: House, worker: ScriptedServer) -> None:
+    asking = asyncio.ensure_future(stream(house))  # noqa: TID251 - awaited below
+    while not worker.running:  # noqa: ASYNC110 - a real socket has no event
+        await asyncio.sleep(0.02)
+    house.process.send_signal(signal.SIGINT)
+    await asyncio.to_thread(until, lambda: "draining" in house.text)
+    assert worker.running  # a stream of 40 s, which a drain would wait for
+    assert await asyncio.to_thread(house.stop) == 0
+    assert "gateway-1 had to hurry and was killed" in house.text
+    assert b"[DONE]" not in await asking
+
+
 def run_up(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway.cli", "up"],
