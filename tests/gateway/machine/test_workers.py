@@ -299,9 +299,10 @@ async def test_the_one_that_answers_waits_for_one_that_loads(
     async with running(House(tmp_path, [], [])) as house:
         await until(lambda: house.states() == ["running", "running"])
         (_, _), (loading, its_url) = house.children
-        assert loading.pid is not None
-        os.kill(loading.pid, signal.SIGKILL)
-        await until(lambda: loading.state is ChildState.WAITING)
+        before = loading.pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: not loading.running or loading.pid != before)
         seen = []
 
         async def note(patience_s: float) -> None:
