@@ -74,16 +74,23 @@ class Sending:
     block of the `with` statement is left, however it is left."""
 
     def __init__(
-        self, world: World, target: Target, now_s: float, prompt_tokens: int, output_tokens: int
+        self,
+        world: World,
+        target: Target,
+        now_s: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        slots: int,
     ) -> None:
         self._world = world
         self._tokens = prompt_tokens, output_tokens
+        self._slots = slots
         self._open = True
         self._before = target.breaker
         self._marked = target.breaker = breaker.sent(self._before, now_s)
         self.target = target
-        target.in_flight += 1
-        target.unreported += 1
+        target.in_flight += slots
+        target.unreported += slots
         target.prompt_tokens += prompt_tokens
         target.output_tokens += output_tokens
 
@@ -103,8 +110,8 @@ class Sending:
             return
         self._open = False
         target = self.target
-        target.in_flight -= 1
-        target.unreported -= 1
+        target.in_flight -= self._slots
+        target.unreported -= self._slots
         target.prompt_tokens -= self._tokens[0]
         target.output_tokens -= self._tokens[1]
         ours = target.breaker.probing_since_s == self._marked.probing_since_s
@@ -178,10 +185,12 @@ class World:
 
     # ------------------------------------------------------------ results of attempts
 
-    def sending(self, attempt: Attempt, prompt_tokens: int, output_tokens: int) -> Sending:
-        """Counts an attempt as in flight from now on."""
+    def sending(
+        self, attempt: Attempt, prompt_tokens: int, output_tokens: int, slots: int = 1
+    ) -> Sending:
+        """Counts an attempt as in flight from now on. slots: of a worker, one for each answer."""
         target = self.target(attempt.target)
-        return Sending(self, target, self._clock(), prompt_tokens, output_tokens)
+        return Sending(self, target, self._clock(), prompt_tokens, output_tokens, slots)
 
     def succeeded(
         self,

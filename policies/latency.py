@@ -41,7 +41,7 @@ class Forecast(Value, frozen=True, kw_only=True):
 
 
 def occupancy(worker: WorkerState) -> int:
-    """Requests that hold or await a slot: as reported, or as we know better by what we sent.
+    """Answers that hold or await a slot: as reported, or as we know better by what we sent.
 
     A report is up to 20 ms old (a second where it is fetched): what we sent there since, and what
     was answered since, is added to it.
@@ -49,13 +49,16 @@ def occupancy(worker: WorkerState) -> int:
     return max(worker.running + worker.waiting + worker.unreported, worker.in_flight)
 
 
-def has_room(worker: WorkerState) -> bool:
-    """Whether the worker, left to itself, would take one more request instead of answering busy."""
-    return occupancy(worker) < worker.slots + worker.queue_limit
+def has_room(worker: WorkerState, choices: int = 1) -> bool:
+    """Whether the worker, left to itself, would take one more request instead of answering busy.
+    choices: answers that it asks for, each of which takes a place."""
+    places = worker.slots + worker.queue_limit
+    return occupancy(worker) + min(choices, places) <= places
 
 
-def is_free(worker: WorkerState) -> bool:
-    """Whether one more request would begin at once. Requests that wait inside of a worker with
+def is_free(worker: WorkerState, choices: int = 1) -> bool:
+    """Whether one more request would begin at once with all of its answers (`choices`), or with as
+    many of them as the worker has slots. Requests that wait inside of a worker with
     slots to spare say that it is its memory that is short, not its slots; one or two of them may
     only just have come."""
     if worker.health is not Health.UP or worker.breaker is BreakerState.OPEN:
@@ -63,7 +66,7 @@ def is_free(worker: WorkerState) -> bool:
     if worker.refused or worker.silent:
         return False
     stuck = worker.waiting > worker.slots // 8
-    return occupancy(worker) < worker.slots and not stuck
+    return occupancy(worker) + min(choices, worker.slots) <= worker.slots and not stuck
 
 
 def is_silent(engine: str, unheard_s: float) -> bool:
@@ -115,8 +118,8 @@ def of_worker(
     own_prefill_ms = 1000.0 * prompt_tokens / prefill
     own_decode_ms = 1000.0 * facts.output_tokens_likely / decode
 
-    # so often must a slot fall free before ours does
-    ahead = occupancy(worker) + line_ahead - worker.slots + 1
+    # so often must a slot fall free before we have ours
+    ahead = occupancy(worker) + line_ahead - worker.slots + min(facts.choices, worker.slots)
     turnovers = max(ahead / max(1, worker.slots), _turnovers(worker, facts, prompt_tokens))
     queued_ms = 0.0
     if turnovers > 0:
@@ -139,7 +142,8 @@ def _turnovers(worker: WorkerState, facts: Facts, prompt_tokens: int) -> float:
     if not used:
         return 0.0
     own = prompt_tokens + facts.output_tokens_max  # it is allotted for the whole of its limit
-    own = min(own, worker.traits.context_tokens or own)
+    own = facts.choices * min(own, worker.traits.context_tokens or own)
+    own = min(own, worker.kv_tokens)  # what has no room beside the others runs after them
     return max(0.0, used + worker.waiting_tokens + own - worker.kv_tokens) / used
 
 

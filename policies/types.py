@@ -192,7 +192,7 @@ class WorkerState(Value, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     queue_limit: int = 0
-    in_flight: int = 0  # requests of this gateway that the worker has not answered
+    in_flight: int = 0  # answers that this gateway has asked it for and that are not over
     in_flight_prompt_tokens: int = 0
     in_flight_output_tokens: int = 0  # expected, not yet produced
     decode_tokens_per_s: float = 0.0  # of one request; 0: not measured yet

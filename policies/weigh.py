@@ -194,7 +194,7 @@ def _weigh_worker(
         hold_max_nano=full_nano if hold_nano < full_nano else 0,
         tight_nano=tight_nano,
         tight_tokens=tight_tokens,
-        free=latency.is_free(worker),
+        free=latency.is_free(worker, facts.choices),
         # an engine reports what stands for a picture, without its begin and end
         image_tokens=max(0, images - len(facts.images) * tokens.IMAGE_FRAME_TOKENS),
     )
@@ -240,8 +240,9 @@ def _state_verdict(facts: Facts, worker: WorkerState, line: Line) -> str:
     if worker.breaker is BreakerState.OPEN:
         return "breaker_open"
     if line.places:  # who finds no free slot waits at the pool
-        return "" if line.has_place(facts.slo) or latency.is_free(worker) else "full"
-    return "" if latency.has_room(worker) else "full"
+        free = latency.is_free(worker, facts.choices)
+        return "" if free or line.has_place(facts.slo) else "full"
+    return "" if latency.has_room(worker, facts.choices) else "full"
 
 
 def weigh_clouds(

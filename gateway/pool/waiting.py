@@ -152,7 +152,8 @@ class WaitingRoom:
 
     def sending(self, facts: Facts, attempt: Attempt) -> Place:
         tokens = facts.prompt_tokens_likely, facts.choices * facts.output_tokens_likely
-        return Place(attempt, self._world.sending(attempt, *tokens))
+        slots = facts.choices if attempt.site is Site.LOCAL else 1
+        return Place(attempt, self._world.sending(attempt, *tokens, slots))
 
     def at_once(self, facts: Facts, attempt: Attempt, avoid: frozenset[str]) -> Place | None:
         """A place without waiting: nobody waits, and the worker that the plan named is free."""
@@ -161,7 +162,7 @@ class WaitingRoom:
         if self.waiting or attempt.target in avoid:
             return None
         worker = self._world.worker(attempt.target)
-        free = worker is not None and latency.is_free(worker)
+        free = worker is not None and latency.is_free(worker, facts.choices)
         return self.sending(facts, attempt) if free else None
 
     def patience_s(self, facts: Facts, attempt: Attempt, elsewhere: Attempt | None) -> float:
@@ -238,6 +239,8 @@ class WaitingRoom:
         self.look()
 
     def _give_one(self, world: Snapshot, free: set[str]) -> bool:
+        """Gives a slot to the first who can use one. Who needs several and is next keeps those that
+        are free from going to others behind, or single requests would pass forever."""
         first = turns.first_class(self._since_batch)
         for slo in (first, *(other for other in SloClass if other is not first)):
             for waiter in self._lines[slo]:
@@ -255,6 +258,7 @@ class WaitingRoom:
                 if attempt is not None:
                     self._give(slo, waiter, attempt)
                     return True
+                free -= _kept_for(waiter, world, free)
         return False
 
     def _give(self, slo: SloClass, waiter: _Waiter, attempt: Attempt) -> None:
@@ -281,6 +285,15 @@ class WaitingRoom:
     def _retry_after_s(self, waiter: _Waiter) -> float:
         """When a slot is likely to be free: the wait that was predicted, between 1 s and 60 s."""
         return math.ceil(min(RETRY_AFTER_MAX_S, max(1.0, waiter.attempt.queued_ms / 1000.0)))
+
+
+def _kept_for(waiter: _Waiter, world: Snapshot, free: set[str]) -> set[str]:
+    """Workers that have free slots, and too few for all the answers of this request."""
+    choices = waiter.facts.choices
+    if choices == 1:
+        return set()
+    fit = [w for w in world.workers if w.id in free and w.id in waiter.fits]
+    return {w.id for w in fit if not latency.is_free(w, choices)}
 
 
 class Turn:

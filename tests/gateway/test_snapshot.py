@@ -408,6 +408,17 @@ def test_what_was_sent_and_answered_since_a_report_is_added_to_it(kit: Kit) -> N
     assert occupancy(kit.take().workers[0]) == 5
 
 
+def test_every_answer_of_a_request_is_in_flight_at_a_worker(kit: Kit) -> None:
+    kit.reports = (worker("w1", running=1),)
+    assert kit.take().workers[0].unreported == 0
+    sent = kit.world.sending(attempt(Site.LOCAL), 1, 8, 4)
+    (now,) = kit.take().workers
+    assert (now.in_flight, now.in_flight_output_tokens, occupancy(now)) == (4, 8, 5)
+    sent.close()
+    (now,) = kit.take().workers
+    assert (now.in_flight, now.in_flight_output_tokens) == (0, 0)
+
+
 def test_one_that_fails_every_other_time_is_ejected_too(kit: Kit) -> None:
     kit.reports = (worker("w1"), worker("w2"))
     for _ in range(5):

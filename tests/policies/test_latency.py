@@ -161,6 +161,36 @@ def test_room_is_slots_and_queue() -> None:
     assert not has_room(worker(slots=1, queue_limit=0, running=1))
 
 
+@pytest.mark.parametrize(
+    ("running", "choices", "free"),
+    [(0, 8, True), (1, 8, False), (5, 3, True), (6, 3, False), (0, 20, True), (1, 20, False)],
+)
+def test_each_answer_takes_a_slot(running: int, choices: int, free: bool) -> None:
+    """Of eight. One that asks for more than there are begins when the worker is empty."""
+    assert is_free(worker(running=running), choices) is free
+
+
+def test_each_answer_takes_a_place_of_the_queue_and_room_in_the_cache() -> None:
+    assert has_room(worker(running=8, waiting=5), 3)  # eight slots, eight places
+    assert not has_room(worker(running=8, waiting=6), 3)
+    assert has_room(worker(), 100)
+    busy = worker(running=6)
+    assert of_worker(busy, facts(), 100).queued_ms == 0.0
+    assert of_worker(busy, facts(choices=2), 100).queued_ms == 0.0
+    assert of_worker(busy, facts(choices=3), 100).queued_ms > 0.0
+    # 400 entries are free: enough for one answer of up to 300 tokens, too few for two
+    short = worker(running=1, kv_used=0.6, kv_tokens=1_000)
+    one, two = facts(output_tokens_max=300), facts(output_tokens_max=300, choices=2)
+    assert of_worker(short, one, 100).queued_ms == 0.0
+    assert of_worker(short, two, 100).queued_ms > 0.0
+    # never longer than until all that runs has ended: more of ours runs after the first of ours
+    many = facts(output_tokens_max=300, choices=8)
+    assert (
+        of_worker(short, many, 100).queued_ms
+        == of_worker(short, facts(output_tokens_max=300, choices=4), 100).queued_ms
+    )
+
+
 def test_before_anything_was_measured() -> None:
     found = of_worker(worker(decode_tokens_per_s=0.0, prefill_tokens_per_s=0.0), facts(), 2_000)
     assert found.ttft_ms == pytest.approx(

@@ -116,6 +116,53 @@ async def test_the_worker_is_chosen_when_a_slot_is_free() -> None:
     held.sending.close()
 
 
+def slots(name: str, count: int, **changes: Any) -> WorkerState:
+    return worker(name, slots=count, heard_s=time.monotonic(), **changes)
+
+
+async def test_several_answers_go_where_there_are_slots_for_them() -> None:
+    """The plan named a worker with one slot left; the other has four."""
+    kit = Kit(slots("w1", 4, running=3), slots("w2", 4))
+    place = await kit.ask(facts(choices=3))
+    assert place.attempt.target == "w2"
+    assert {w.id: w.in_flight for w in kit.world.take().workers} == {"w1": 0, "w2": 3}
+    # a fourth answer is one too many for each of them now, and one is not
+    several = kit.ask(facts(choices=2))
+    await settle()
+    assert not several.done()
+    place.sending.close()
+    assert (await several).attempt.target == "w2"
+
+
+async def test_who_needs_several_slots_is_not_passed_forever_by_those_who_need_one() -> None:
+    kit = Kit(slots("w1", 2), places=100)
+    held = [await kit.ask() for _ in range(2)]
+    several = kit.ask(facts(choices=2))
+    await settle()
+    singles = [kit.ask() for _ in range(5)]
+    await settle()
+    held[0].sending.close()  # one slot: kept for the one who is next
+    await settle()
+    assert not several.done()
+    assert not any(single.done() for single in singles)
+    held[1].sending.close()
+    (await several).sending.close()
+    for single in singles:
+        (await single).sending.close()
+    assert kit.world.take().workers[0].in_flight == 0
+
+
+async def test_a_request_for_more_answers_than_a_worker_has_slots_has_the_whole_worker() -> None:
+    kit = Kit(slots("w1", 2))
+    place = await kit.ask(facts(choices=8))
+    assert kit.world.take().workers[0].in_flight == 8
+    single = kit.ask()
+    await settle()
+    assert not single.done()
+    place.sending.close()
+    (await single).sending.close()
+
+
 async def test_interactive_before_batch_and_batch_all_the_same() -> None:
     kit = Kit(places=100)
     held = await kit.ask()
