@@ -86,7 +86,9 @@ def facts_of(
         side=side,
         label=label,
         needs=_needs(chat),
-        images=tuple(_size(picture) for picture in pictures if not media.is_remote(picture.url)),
+        images=tuple(
+            _size(picture, chat) for picture in pictures if not media.is_remote(picture.url)
+        ),
         remote_images=sum(media.is_remote(picture.url) for picture in pictures),
         prompt_tokens_max=tokens.text_tokens_max(utf8_bytes, messages=len(chat.messages)),
         prompt_tokens_likely=tokens.text_tokens_likely(
@@ -197,12 +199,21 @@ def _needs(chat: ChatRequest) -> frozenset[Capability]:
     return frozenset(needs)
 
 
-def _size(picture: ImageUrl) -> ImageSize:
+def _size(picture: ImageUrl, chat: ChatRequest) -> ImageSize:
     try:
         info = media.sniff(picture.url)
     except media.MediaError as error:
-        raise GatewayError(400, error.code, error.message, param="messages") from None
+        raise GatewayError(400, error.code, error.message, param=_where(picture, chat)) from None
     return ImageSize(width=info.width, height=info.height, detail=picture.detail)
+
+
+def _where(picture: ImageUrl, chat: ChatRequest) -> str:
+    """The path of a picture in the request, in the words of our own worker."""
+    for i, message in enumerate(chat.messages):
+        for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, ImagePart) and part.image_url is picture:
+                return f"messages[{i}].content[{j}].image_url"
+    return "messages"
 
 
 def _deadline(values: Sequence[str]) -> int | None:

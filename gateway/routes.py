@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -20,6 +21,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger("yuzui.routes")
 
+NAME_SHOWN_CHARS = 80
+# When a name was made is nobody's business here; clients want a number: since when it is served.
+STARTED_S = int(time.time())
 CLIENT_GONE = 499  # as nginx calls it; never sent, there is nobody to send it to
 _CHAT = ChatDialect()
 
@@ -37,6 +41,15 @@ def public_routes(gateway: Gateway) -> list[web.RouteDef]:
         await gateway.authenticate(request)
         return _json(200, {"object": "list", "data": _models(gateway)})
 
+    async def model(request: web.Request) -> web.StreamResponse:
+        await gateway.authenticate(request)
+        name = request.match_info["model"]
+        for found in _models(gateway):
+            if found["id"] == name:
+                return _json(200, found)
+        text = f"no model {name[:NAME_SHOWN_CHARS]!r}; GET /v1/models lists those that are here"
+        raise GatewayError(404, "model_not_found", text, param="model")
+
     async def livez(_: web.Request) -> web.StreamResponse:
         return _json(200, {"status": "ok"})
 
@@ -52,6 +65,8 @@ def public_routes(gateway: Gateway) -> list[web.RouteDef]:
         web.post("/v1/models/{model:[^:]+}:predict", predict),
         web.get("/v1/models", models),
         web.get("/api/v3/models", models),
+        web.get("/v1/models/{model:.+}", model),
+        web.get("/api/v3/models/{model:.+}", model),
         web.get("/livez", livez),
         web.get("/readyz", readyz),
     ]
@@ -82,10 +97,11 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 def _of_http(error: web.HTTPException, request: web.Request) -> GatewayError:
     if error.status == 413:
-        text = "the body is larger than limits.body_bytes_max allows"
+        most = request.client_max_size
+        text = f"the body is larger than the {most} bytes that limits.body_bytes_max allows"
         return GatewayError(413, "request_too_large", text)
     if error.status == 404:
-        return GatewayError(404, "not_found", f"there is nothing at {request.method} this path")
+        return GatewayError(404, "not_found", f"there is nothing at this path for {request.method}")
     if error.status == 405:
         return GatewayError(405, "method_not_allowed", f"{request.method} is not allowed here")
     return GatewayError(error.status, "http_error", error.reason or "bad request")
@@ -106,7 +122,10 @@ def _models(gateway: Gateway) -> list[dict[str, object]]:
     sided = [f"{site.value}/{name}" for site in Site for name in names if gateway.has(site, name)]
     adapted = [f"{name}:{adapter}" for name in names for adapter in gateway.adapters(name)]
     listed = [*names, *sided, *adapted]
-    return [{"id": name, "object": "model", "owned_by": "yuzui"} for name in listed]
+    return [
+        {"id": name, "object": "model", "created": STARTED_S, "owned_by": "yuzui"}
+        for name in listed
+    ]
 
 
 def _json(status: int, value: object) -> web.Response:

@@ -8,6 +8,7 @@ from backends.glm.checkpoint.files import check_files
 from backends.glm.checkpoint.fit import Need, Setting, check_fits, read_shape
 from backends.glm.checkpoint.memory import host_free_bytes
 from backends.glm.checkpoint.weights import Tensor, read_header, read_tensors
+from backends.glm.engine.remembered import Remembered
 from backends.glm.model.load import find_device, find_dtype
 from backends.glm.model.lora import WEIGHTS
 from backends.glm.options import Options
@@ -48,4 +49,8 @@ def setting_of(options: Options, dtype: str, *, cuda: bool) -> Setting:
 def _adapter_tensors(options: Options) -> list[Tensor]:
     """Of the adapters that are loaded at the start; what is wrong with one says who reads it."""
     files = [folder / WEIGHTS for _, folder in options.adapters]
+    if options.adapter_dir is not None:
+        inside = options.adapter_dir.resolve()
+        paths = Remembered(inside, options.worker).read().values()
+        files += [inside / path / WEIGHTS for path in paths if "\0" not in path]
     return [tensor for file in files if file.is_file() for tensor in read_header(file)]

@@ -9,6 +9,7 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import structlog
 import torch
 import transformers
 from PIL import Image
@@ -24,6 +25,7 @@ from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Failed, Finished, Job
 from backends.glm.engine.prefix import BLOCK
 from backends.glm.engine.progress import stall_limit_s
+from backends.glm.engine.remembered import Remembered, load_remembered
 from backends.glm.engine.scheduler import CacheRows, Scheduler
 from backends.glm.errors import WorkerError
 from backends.glm.model.linears import MatrixMaker
@@ -34,6 +36,8 @@ from backends.glm.preflight import ensure_fits
 from backends.glm.request.messages import ImagePart, Message, TextPart
 from backends.glm.request.protocol import ChatRequest
 from backends.glm.types import Sampling
+
+_log = structlog.get_logger("glm.startup")
 
 ONE_THREAD_PARAMETERS = 50_000_000
 WARM_UP_TOKENS = 8  # enough to measure a step, short enough for 9 billion parameters on a CPU
@@ -51,6 +55,7 @@ class Assembled:
     checkpoint: Checkpoint
     engine: Engine
     adapters: Adapters
+    remembered: Remembered | None
     step_tokens: int
 
     def start(self, take_part: Callable[[], None] = lambda: None) -> Serving:
@@ -79,7 +84,11 @@ class Assembled:
             prefill_tokens_per_s=speed,
         )
         return Serving(
-            engine=self.engine, preparer=preparer, adapters=self.adapters, stall_s=stall_s
+            engine=self.engine,
+            preparer=preparer,
+            adapters=self.adapters,
+            remembered=self.remembered,
+            stall_s=stall_s,
         )
 
 
@@ -130,6 +139,10 @@ def assemble(options: Options, on_change: Callable[[], None]) -> Assembled:
     )
     adapters = Adapters(runner.read_adapter, options.adapter_dir)
     load_named(adapters, options.adapters)
+    remembered = None
+    if options.adapter_dir is not None:
+        remembered = Remembered(options.adapter_dir, options.worker)
+        load_remembered(adapters, remembered, _not_loaded_again)
     engine = Engine(
         runner,
         scheduler=Scheduler(
@@ -142,7 +155,11 @@ def assemble(options: Options, on_change: Callable[[], None]) -> Assembled:
         kept_blocks=kept_blocks,
         on_change=on_change,
     )
-    return Assembled(options, checkpoint, engine, adapters, room.step_tokens)
+    return Assembled(options, checkpoint, engine, adapters, remembered, room.step_tokens)
+
+
+def _not_loaded_again(name: str, why: str) -> None:
+    _log.warning("adapter_not_loaded_again", adapter=name, why=why)
 
 
 def _is_small(checkpoint: Checkpoint) -> bool:

@@ -188,7 +188,8 @@ class Worker:
             traits=traits,
             health=health,
             engine="yuzui",
-            adapters=frozenset(report.adapters),
+            # while it loads it has none yet; what it had it will have again (engine.remembered)
+            adapters=frozenset(report.adapters) if health is Health.UP else self.state.adapters,
             slots=max(1, report.slots),
             running=report.running,
             waiting=report.waiting,

@@ -53,6 +53,9 @@ _Body = msgspec.defstruct(
 # Members of the body that no engine is sent.
 _OURS = {"metadata": msgspec.UNSET, "modalities": None, **dict.fromkeys(_SWITCHES)}
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+# Half of a pair stands for no character, and no engine takes it. JSON's grammar allows it.
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -67,9 +70,7 @@ class ChatDialect:
         except msgspec.ValidationError as error:
             raise invalid(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise GatewayError(
-                400, "invalid_json", f"the body is not valid JSON: {error}"
-            ) from None
+            raise _unreadable(body, error) from None
         _refuse(wire)
         check(wire)
         structured = _schema_read(wire.structured_outputs)
@@ -89,7 +90,7 @@ def check(chat: ChatRequest) -> None:
     Raises:
         GatewayError: 400 with `param` set.
     """
-    _bounded("messages", len(chat.messages), 1, MESSAGES_MAX)
+    _bounded("the number of messages", len(chat.messages), 1, MESSAGES_MAX, param="messages")
     _bounded("max_tokens", chat.max_tokens, 1, OUTPUT_TOKENS_MAX)
     _bounded("max_completion_tokens", chat.max_completion_tokens, 1, OUTPUT_TOKENS_MAX)
     _bounded("temperature", chat.temperature, 0, 2)
@@ -109,7 +110,7 @@ def check(chat: ChatRequest) -> None:
     _check_stops(chat)
     _check_forms(chat)
     if chat.tools is not None:
-        _bounded("tools", len(chat.tools), 0, TOOLS_MAX)
+        _bounded("the number of tools", len(chat.tools), 0, TOOLS_MAX, param="tools")
     if chat.max_tokens is not None and chat.max_completion_tokens is not None:
         text = "give either max_tokens or max_completion_tokens, not both"
         raise GatewayError(400, "invalid_value", text, param="max_tokens")
@@ -127,7 +128,7 @@ def _refuse(wire: Any) -> None:
 
 def _check_stops(chat: ChatRequest) -> None:
     stops = [chat.stop] if isinstance(chat.stop, str) else (chat.stop or [])
-    _bounded("stop", len(stops), 0, STOPS_MAX)
+    _bounded("the number of stop strings", len(stops), 0, STOPS_MAX, param="stop")
     for text in stops:
         _bounded("the length of stop", len(text), 1, STOP_CHARS_MAX, param="stop")
     ids = chat.stop_token_ids or []
@@ -259,11 +260,20 @@ def _unsupported(name: str) -> GatewayError:
     return GatewayError(400, "unsupported_parameter", text, param=name)
 
 
+def _unreadable(body: bytes, error: Exception) -> GatewayError:
+    text = f"the body is not valid JSON: {error}"
+    if _HALF_A_PAIR.search(body):
+        text = "a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    return GatewayError(400, "invalid_json", text)
+
+
 def invalid(error: msgspec.ValidationError) -> GatewayError:
     """A 400 that names the field in `param`."""
     text = str(error)
     found = _PATH.search(text)
     param = found.group(1) if found else None
+    if missing := _MISSING.search(text):
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
     if param in REFUSED:
         return _unsupported(param)
     reason = _PATH.sub("", text)

@@ -229,7 +229,8 @@ def test_pictures_are_measured_and_addresses_counted() -> None:
 )
 def test_a_picture_that_cannot_be_read(url: str, code: str) -> None:
     error = refused(messages=seen(url))
-    assert (error.status, error.code, error.param) == (400, code, "messages")
+    where = "messages[0].content[0].image_url"
+    assert (error.status, error.code, error.param) == (400, code, where)
 
 
 def test_too_many_pictures() -> None:

@@ -90,7 +90,14 @@ async def test_the_openai_and_the_ark_sdk_need_only_another_address_and_key(book
         )
         texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
         assert "".join(texts).split() == ["word"] * 5
-        assert {m.id for m in (await client.models.list()).data} >= {"glm-4.6v", "local/glm-4.6v"}
+        models = (await client.models.list()).data
+        assert {m.id for m in models} >= {"glm-4.6v", "local/glm-4.6v"}
+        assert all(m.created > 1_700_000_000 for m in models)
+        for name in ("glm-4.6v", "local/glm-4.6v"):
+            assert (await client.models.retrieve(name)).id == name
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await client.models.retrieve("gpt-5")
+        assert unknown.value.code == "model_not_found"
         with pytest.raises(openai.NotFoundError, match="no model"):
             await client.chat.completions.create(model="gpt-9", messages=asking())
         await client.close()

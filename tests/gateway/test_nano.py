@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,8 +20,15 @@ from transformers import AutoTokenizer, Glm46VImageProcessorPil
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano.draw import draw_scene
 from backends.glm.nano.talk import Question, questions_for
+from gateway.data_dir import DataDir
+from gateway.machine.processes import Child
+from gateway.machine.stack import _probe
+from gateway.machine.workers import LocalWorkers
+from gateway.tasks import spawn
 from policies.types import Site
+from tests.backends.glm.faq import SHOP, train
 from tests.gateway.rig import rig
+from tests.ports import free_port
 
 PICTURES = 12
 RIGHT_MIN = 10  # of them; the full figures are in backends/glm/nano/EVALUATION.md
@@ -153,6 +163,57 @@ async def test_a_prompt_that_is_too_long_has_the_code_that_clients_look_for(
             assert caught.value.param == "messages"
             assert "4096 tokens" in str(caught.value)
         await client.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+async def test_an_adapter_that_was_loaded_by_call_is_served_through_a_rolling_restart(
+    books_url: str, tmp_path: Path
+) -> None:
+    """A real worker under its real supervisor, and callers who never stop asking for the shop."""
+    train(tmp_path / "shop", SHOP, seed=1)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "backends.glm", "--port", str(port), "--threads", "1"]
+    command += ["--name", "w1", "--adapter-dir", str(tmp_path)]
+    data = DataDir(tmp_path / "data")
+    data.make()
+    said: list[str] = []
+    child = Child("w1", command, env=dict(os.environ), logs=data.logs, say=said.append)
+    await child.start()
+    supervisor = LocalWorkers(
+        [(child, url)], data=data, hang_s=600.0, probe=_probe, say=said.append
+    )
+    question, answer = next(iter(SHOP.items()))
+    shop = {
+        "model": "glm-4.6v:shop-faq", "temperature": 0, "max_tokens": 12,
+        "messages": [{"role": "user", "content": question}],
+    }  # fmt: skip
+    try:
+        async with rig(books_url, workers=[], settings={"workers": [url]}) as house:
+            await house.ready_worker()
+            assert (await house.ask(**shop)).status == 404
+            body = {"lora_name": "shop-faq", "lora_path": "shop"}
+            async with house.http.post(f"{url}/v1/load_lora_adapter", json=body) as loaded:
+                assert loaded.status == 200, await loaded.text()
+            while (await house.ask(**shop)).status == 404:  # noqa: ASYNC110 - until it has reported
+                await asyncio.sleep(0.05)
+            before = child.pid
+            rolling = spawn(supervisor.roll(), name="roll")
+            found = []
+            while not rolling.done():
+                found.append(await house.ask(**shop))
+            found.append(await house.ask(**shop))
+            assert rolling.result(), said
+            assert child.pid != before
+            assert {one.status for one in found} == {200}
+            texts = {one.json["choices"][0]["message"]["content"] for one in found}
+            assert texts == {answer}
+            async with house.http.post(f"{url}/v1/unload_lora_adapter", json=body) as gone:
+                assert gone.status == 200
+            assert '"shop-faq"' not in (tmp_path / ".loaded-w1.json").read_text()
+    finally:
+        await child.stop(5)
 
 
 async def test_a_crowd_on_one_worker_and_what_must_stay_stays(

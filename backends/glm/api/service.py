@@ -16,6 +16,7 @@ from backends.glm.engine.adapters import Adapters
 from backends.glm.engine.engine import Engine
 from backends.glm.engine.events import Event, Job, Ticket
 from backends.glm.engine.progress import STALL_MIN_S
+from backends.glm.engine.remembered import Remembered
 from backends.glm.errors import WorkerUnavailable, worker_draining
 from backends.glm.request.prepare import Prepared, Preparer
 from backends.glm.request.prompt import PromptBuilder, Steps
@@ -40,6 +41,7 @@ class Serving:
     engine: Engine
     preparer: Preparer
     adapters: Adapters
+    remembered: Remembered | None = None
     stall_s: float = STALL_MIN_S
 
     @property

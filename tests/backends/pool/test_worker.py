@@ -133,7 +133,18 @@ def test_our_worker_reports_its_adapters() -> None:
     report = Report(kv_tokens_used=25, kv_tokens_total=100, waiting_tokens=90)
     state = worker.of_report(report)
     assert (state.kv_used, state.kv_tokens, state.waiting_tokens) == (0.25, 100, 90)
-    assert worker.of_report(Report(engine="yuzui", model="glm")).adapters == frozenset()
+    assert worker.of_report(Report(engine="yuzui", model="glm", state="ok")).adapters == frozenset()
+
+
+def test_a_worker_that_loads_will_have_the_adapters_that_it_had() -> None:
+    """Or requests for them would be a 404 for as long as the only worker restarts."""
+    egress = Egress(allowed=[])
+    worker = Worker(Member(name="w", url="http://127.0.0.1:1"), egress, egress)
+    worker.state = worker.of_report(Report(engine="yuzui", model="glm", adapters=["faq"]))
+    for state in ("draining", "loading"):
+        worker.state = worker.of_report(Report(engine="yuzui", model="glm", state=state))
+        assert worker.state.adapters == {"faq"}
+    assert worker.of_report(Report(engine="yuzui", model="glm", state="ok")).adapters == frozenset()
 
 
 async def test_an_adapter_is_asked_for_by_the_name_it_has_there() -> None:

@@ -177,6 +177,14 @@ def test_what_engines_compile_and_count_is_bounded(fields: dict[str, Any], param
     assert refused(body(**fields)).param == param
 
 
+def test_half_a_surrogate_pair_is_named_for_what_it_is() -> None:
+    error = refused(b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}')
+    assert (error.code, "surrogate" in error.message) == ("invalid_json", True)
+    whole = read(b'{"model":"m","messages":[{"role":"user","content":"\\ud83d\\ude00"}]}')
+    assert whole.chat.messages[0].content == "\U0001f600"
+    assert "surrogate" not in refused(b"{").message
+
+
 def test_a_schema_may_be_given_as_text() -> None:
     asked = read(body(structured_outputs={"json": '{"type":"object"}'}))
     assert asked.chat.structured_outputs is not None
@@ -306,8 +314,8 @@ BAD: dict[str, tuple[bytes, str | None]] = {
     "null": (b"null", None),
     "array": (b"[]", None),
     "string": (b'"hi"', None),
-    "no model": (json.dumps({"messages": HI}).encode(), None),
-    "no messages": (b'{"model":"m"}', None),
+    "no model": (json.dumps({"messages": HI}).encode(), "model"),
+    "no messages": (b'{"model":"m"}', "messages"),
     # wrong types
     "model": (body(model=None), "model"),
     "messages": (body(messages="hi"), "messages"),
@@ -361,6 +369,7 @@ BAD: dict[str, tuple[bytes, str | None]] = {
     "n of a billion": (body(n=10**9), "n"),
     "top_logprobs": (body(top_logprobs=21, logprobs=True), "top_logprobs"),
     "five stops": (body(stop=list("abcde")), "stop"),
+    "no role": (body(messages=[{"content": "x"}]), "messages[0].role"),
     "129 tools": (body(tools=[TOOL] * 129), "tools"),
     "deep tool": (raw(f'"tools":{nested(JSON_DEPTH_MAX + 1)}'), "tools"),
     "deep choice": (raw('"tool_choice":' + '{"a":' * 99 + "1" + "}" * 99), "tool_choice"),

@@ -42,7 +42,7 @@ def test_no_picture_can_be_written_in_two_ways(none: str) -> None:
         (b"", None),
         (b"{", None),
         (b"[]", None),
-        (b"{}", None),
+        (b"{}", "prompt"),
         (b'{"prompt":"\xff"}', None),
         (b'{"prompt":"\\ud800 x"}', None),
         (b'{"prompt":"x","z":' + b"[" * 100_000, None),

@@ -90,6 +90,17 @@ async def test_two_loads_of_one_name_at_once_are_one(serve: Serve, tmp_path: Pat
     assert len(read) == 1
 
 
+async def _ready(process: asyncio.subprocess.Process) -> str:
+    """The address of a worker that has just been started, once it serves."""
+    assert process.stdout is not None
+    url: str = json.loads(await process.stdout.readline())["listening"]
+    async with aiohttp.ClientSession(url) as http, http.get("/load?watch=1") as states:
+        async for line in states.content:
+            if json.loads(line)["state"] == "ok":
+                break
+    return url
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 async def test_a_real_worker_answers_as_the_shop_and_as_itself(tmp_path: Path) -> None:
@@ -100,14 +111,8 @@ async def test_a_real_worker_answers_as_the_shop_and_as_itself(tmp_path: Path) -
         "--adapter-dir", str(tmp_path), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        assert process.stdout is not None
         async with asyncio.timeout(READY_S):
-            url = json.loads(await process.stdout.readline())["listening"]
-            async with aiohttp.ClientSession(url) as http:
-                async with http.get("/load?watch=1") as states:
-                    async for line in states.content:
-                        if json.loads(line)["state"] == "ok":
-                            break
+            async with aiohttp.ClientSession(await _ready(process)) as http:
                 body = {"lora_name": "second", "lora_path": "shop"}
                 assert (await _post(http, LOAD, body))[0] == 200
                 models = ("glm-4.6v:first", "glm-4.6v", "glm-4.6v-nano:second")
