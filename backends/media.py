@@ -18,13 +18,12 @@ import re
 import msgspec
 
 from backends.image_size import READERS, Size
+from backends.limits import IMAGE_PIXELS_MAX
 
 # Ark refuses larger files.
 IMAGE_BYTES_MAX = 10_000_000
 # Ark: both sides above 14 pixels, which is also one patch of GLM's vision tower.
 SIDE_PIXELS_MIN = 15
-# Ark refuses a larger area; it also bounds what decoding can cost an engine: 108 MB as RGB.
-IMAGE_PIXELS_MAX = 36_000_000
 # Ark's limit; the processor of GLM refuses from 200 on.
 ASPECT_RATIO_MAX = 150
 # The size stands in the first bytes, or behind the camera data and colour profile of a JPEG. Those

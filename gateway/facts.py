@@ -11,6 +11,7 @@ from multidict import CIMultiDictProxy
 
 from backends import media
 from backends.chat import ChatRequest, ImagePart, ImageUrl, TextPart
+from backends.limits import IMAGES_MAX
 from gateway.errors import GatewayError
 from gateway.gateway import Gateway
 from gateway.keys import LABEL_VALUE
@@ -27,7 +28,6 @@ from policies.types import (
 )
 
 DEADLINE_MS_MAX = 3_600_000
-IMAGES_MAX = 64
 
 
 def new_request_id() -> str:

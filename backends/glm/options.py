@@ -14,7 +14,8 @@ from backends.glm.checkpoint.capacity import Asked
 from backends.glm.engine.adapters import parse_named
 from backends.glm.nano import CHECKPOINT
 from backends.glm.nano import NAME as NANO
-from backends.glm.request.limits import CHOICES_MAX, IMAGE_PIXELS_MAX, IMAGES_MAX, Limits
+from backends.glm.request.limits import IMAGES_PIXELS_MAX, Limits
+from backends.limits import CHOICES_MAX, IMAGES_MAX
 
 QUEUE_DEFAULT = 64  # a caller without another place would rather wait than be refused
 NAME_DEFAULT = "glm-4.6v"
@@ -191,7 +192,7 @@ def _add_limits(add: Callable[..., object]) -> None:
     add(
         "--max-image-pixels",
         type=_Whole(0, TOKENS_MAX),
-        default=IMAGE_PIXELS_MAX,
+        default=IMAGES_PIXELS_MAX,
         metavar="N",
         help="height x width of all pictures of one request together; more is refused with 400 "
         "(default: %(default)s)",

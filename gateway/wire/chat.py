@@ -14,24 +14,33 @@ from typing import Any
 import msgspec
 
 from backends.chat import EFFORTS, FORMATS, REFUSED, ChatRequest, StructuredOutputs
+from backends.limits import (
+    CHOICES_MAX,
+    FORM_BYTES_MAX,
+    LOGIT_BIAS_ABS_MAX,
+    LOGIT_BIAS_MAX,
+    PENALTY_ABS_MAX,
+    REPETITION_MAX,
+    REPETITION_MIN,
+    SEED_MAX,
+    SEED_MIN,
+    STOP_CHARS_MAX,
+    STOP_IDS_MAX,
+    STOPS_MAX,
+    TEMPERATURE_MAX,
+    TOOLS_MAX,
+    TOP_K_MAX,
+    TOP_LOGPROBS_MAX,
+)
+from backends.surrogates import HALF_CHARACTER, half_character
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
 
-# Ranges are OpenAI's and Ark's documented ones, the narrower of the two.
+# Beside `backends.limits`. Ark gives no more in one answer; of a wish for more it is a limit, too.
 OUTPUT_TOKENS_MAX = 65_536
 MESSAGES_MAX = 2_048
-TOOLS_MAX = 128
-STOPS_MAX = 4
-STOP_CHARS_MAX = 1_000  # of one: an engine compares the end of its text with it at every token
-STOP_IDS_MAX = 64
-CHOICES_MAX = 8  # the money that is held for an answer is held for each of them
-TOP_LOGPROBS_MAX = 20
-LOGIT_BIAS_MAX = 1_024  # entries
-LOGIT_BIAS_ABS_MAX = 100
-FORM_BYTES_MAX = 65_536  # of a schema or pattern: it is compiled by an engine before it answers
 TOKEN_ID_MAX = 2**31 - 1
 JSON_DEPTH_MAX = 64  # of tools and schemas: they are encoded again, at any depth of our own stack
-SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
 
 class _Wire(ChatRequest, frozen=True, omit_defaults=True):
@@ -54,8 +63,6 @@ _Body = msgspec.defstruct(
 _OURS = {"metadata": msgspec.UNSET, "modalities": None, **dict.fromkeys(_SWITCHES)}
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Body)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
-# Half of a pair stands for no character, and no engine takes it. JSON's grammar allows it.
-_HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -93,13 +100,13 @@ def check(chat: ChatRequest) -> None:
     _bounded("the number of messages", len(chat.messages), 1, MESSAGES_MAX, param="messages")
     _bounded("max_tokens", chat.max_tokens, 1, OUTPUT_TOKENS_MAX)
     _bounded("max_completion_tokens", chat.max_completion_tokens, 1, OUTPUT_TOKENS_MAX)
-    _bounded("temperature", chat.temperature, 0, 2)
+    _bounded("temperature", chat.temperature, 0, TEMPERATURE_MAX)
     _bounded("top_p", chat.top_p, 0, 1)
-    _bounded("top_k", chat.top_k, -1, 1_000_000)
+    _bounded("top_k", chat.top_k, -1, TOP_K_MAX)
     _bounded("min_p", chat.min_p, 0, 1)
-    _bounded("repetition_penalty", chat.repetition_penalty, 0.01, 10)
-    _bounded("frequency_penalty", chat.frequency_penalty, -2, 2)
-    _bounded("presence_penalty", chat.presence_penalty, -2, 2)
+    _bounded("repetition_penalty", chat.repetition_penalty, REPETITION_MIN, REPETITION_MAX)
+    _bounded("frequency_penalty", chat.frequency_penalty, -PENALTY_ABS_MAX, PENALTY_ABS_MAX)
+    _bounded("presence_penalty", chat.presence_penalty, -PENALTY_ABS_MAX, PENALTY_ABS_MAX)
     _bounded("seed", chat.seed, SEED_MIN, SEED_MAX)
     _bounded("n", chat.n, 1, CHOICES_MAX)
     _bounded("top_logprobs", chat.top_logprobs, 0, TOP_LOGPROBS_MAX)
@@ -238,7 +245,8 @@ def _bounded(
     name: str, value: float | None, low: float, high: float, *, param: str | None = None
 ) -> None:
     if value is not None and not low <= value <= high:
-        text = f"{name} must be from {low} to {high}, got {value}"
+        least, most = (f"{end:g}" if isinstance(end, float) else end for end in (low, high))
+        text = f"{name} must be from {least} to {most}, got {value}"
         raise GatewayError(400, "invalid_value", text, param=param or name)
 
 
@@ -262,8 +270,8 @@ def _unsupported(name: str) -> GatewayError:
 
 def _unreadable(body: bytes, error: Exception) -> GatewayError:
     text = f"the body is not valid JSON: {error}"
-    if _HALF_A_PAIR.search(body):
-        text = "a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    if half_character(body):
+        text = f"the body {HALF_CHARACTER}"
     return GatewayError(400, "invalid_json", text)
 
 

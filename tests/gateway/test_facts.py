@@ -11,10 +11,10 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 from PIL import Image
 
+from backends.limits import IMAGES_MAX
 from gateway.errors import GatewayError
 from gateway.facts import (
     DEADLINE_MS_MAX,
-    IMAGES_MAX,
     adapter_of,
     facts_of,
     new_request_id,

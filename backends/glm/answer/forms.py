@@ -12,10 +12,9 @@ import msgspec
 
 from backends.chat import StructuredOutputs
 from backends.glm.errors import WorkerError, bad_request
+from backends.limits import FORM_BYTES_MAX, TOOLS_MAX
 
-TOOLS_MAX = 128  # OpenAI's limit
-FORM_BYTES_MAX = 64 * 1024  # of one schema or pattern: some 300 fields, and compiled in 10 ms
-CHOICES_MAX = 1024  # of a list of allowed answers
+ANSWERS_MAX = 1024  # of a list of allowed ones
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _ANY_OBJECT = b'{"type":"object"}'
 _REGEX_META = frozenset(r"\.+*?()|[]{}^$#&-~")  # as in regex_syntax::is_meta_character of Rust
@@ -101,8 +100,8 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> Form | None:
     if wanted.regex is not None:
         return _of_regex(wanted.regex, param)
     if wanted.choice is not None:
-        if not 1 <= len(wanted.choice) <= CHOICES_MAX or not all(wanted.choice):
-            raise bad_request(f"`{param}` takes 1 to {CHOICES_MAX} texts, none empty.", param=param)
+        if not 1 <= len(wanted.choice) <= ANSWERS_MAX or not all(wanted.choice):
+            raise bad_request(f"`{param}` takes 1 to {ANSWERS_MAX} texts, none empty.", param=param)
         return _of_regex("|".join(_escaped(text) for text in wanted.choice), param)
     if wanted.json_object is not None:
         return Form(param=param, schema=_ANY_OBJECT) if wanted.json_object else None

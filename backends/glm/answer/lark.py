@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.glm.answer.forms import Form, Tool
-from backends.glm.answer.schemas import is_text, resolved, types_in
+from backends.glm.answer.schemas import REFERENCES_MAX, is_text, resolved, types_in
 
 # JSON comes on one line, as OpenAI's structured outputs do, with or without a space after `,` and
 # `:`. Free white space costs tokens, and a model that has lost the thread writes nothing else:
@@ -112,7 +112,7 @@ def _value(schema: Any, key: str, root: Mapping[str, Any]) -> str | None:
 
 def _flat(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema that a chain of references ends in."""
-    for _ in range(8):
+    for _ in range(REFERENCES_MAX):
         if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
             break
         schema = resolved(schema["$ref"], root)

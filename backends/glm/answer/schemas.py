@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_REFERENCES_MAX = 16  # followed one after the other; a schema that refers to itself ends here
+REFERENCES_MAX = 16  # followed one after the other; a schema that refers to itself ends here
 _OF_VALUE: tuple[tuple[type, str], ...] = (
     (bool, "boolean"),
     (int, "integer"),
@@ -41,7 +41,7 @@ def argument(parameters: Mapping[str, Any], name: str) -> Any:
 
 def types_in(schema: Any, root: Mapping[str, Any]) -> tuple[str, ...]:
     """JSON types that `schema` allows, in alphabetic order; () if it does not say, or if any."""
-    found = _types(schema, root, _REFERENCES_MAX)
+    found = _types(schema, root, REFERENCES_MAX)
     return tuple(sorted(found)) if found is not None else ()
 
 

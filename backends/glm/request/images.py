@@ -24,11 +24,11 @@ from PIL import Image, ImageOps
 
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.types import Pixels
+from backends.limits import IMAGE_PIXELS_MAX
 
 # The formats web clients send; every further decoder would be attack surface for nothing.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 IMAGE_BYTES_MAX = 20 * 1024 * 1024  # OpenAI's and most engines' limit for one picture
-IMAGE_PIXELS_MAX = 36_000_000  # 108 MB as RGB; a 6000 x 6000 scan still passes
 IMAGE_ASPECT_MAX = 200  # GLM's own processor refuses more
 
 # Modes of Pillow whose values are bytes, or bits that it makes bytes of.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-IMAGES_MAX = 64  # a bound on work per request; the context ends most requests earlier
+from backends.limits import CHOICES_MAX, IMAGES_MAX
+
 # Of all pictures together: ten scans of the largest size, or thirty photos of a telephone. They are
 # decoded one by one, so this bounds time (seconds), not memory.
-IMAGE_PIXELS_MAX = 360_000_000
-CHOICES_MAX = 8  # each takes a slot of its own
+IMAGES_PIXELS_MAX = 360_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,4 +18,4 @@ class Limits:
 
     choices_max: int = CHOICES_MAX
     images_max: int = IMAGES_MAX
-    image_pixels_max: int = IMAGE_PIXELS_MAX
+    image_pixels_max: int = IMAGES_PIXELS_MAX

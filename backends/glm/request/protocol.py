@@ -18,17 +18,24 @@ from backends.glm.answer.forms import Form, Tools, read_form, read_tools
 from backends.glm.errors import WorkerError, bad_request
 from backends.glm.request.messages import ImagePart, Message, WireMessage, read_message
 from backends.glm.types import SamplingOverrides
+from backends.limits import (
+    LOGIT_BIAS_ABS_MAX,
+    LOGIT_BIAS_MAX,
+    PENALTY_ABS_MAX,
+    REPETITION_MAX,
+    REPETITION_MIN,
+    SEED_MAX,
+    SEED_MIN,
+    STOP_CHARS_MAX,
+    STOP_IDS_MAX,
+    STOPS_MAX,
+    TEMPERATURE_MAX,
+    TOP_K_MAX,
+    TOP_LOGPROBS_MAX,
+)
 from backends.surrogates import HALF_CHARACTER, half_character
 
-STOP_STRINGS_MAX = 4  # OpenAI's limit for `stop`
-STOP_CHARS_MAX = 1000  # of one: the end of the text is compared with it at every token
-STOP_IDS_MAX = 64
-LOGIT_BIAS_MAX = 1024  # entries; OpenAI's own limit is about 300
-LOGIT_BIAS_ABS_MAX = 100.0  # OpenAI's: enough to forbid or to force a token
-TOP_LOGPROBS_MAX = 20  # OpenAI's
 DEFAULT_MAX_TOKENS = 1024  # a full answer with some thinking; a runaway one ends within a minute
-TEMPERATURE_MAX = 2.0  # OpenAI's range; above it the text is noise
-SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1  # what JSON integers of the SDKs and torch both accept
 
 
 class _StreamOptions(msgspec.Struct):
@@ -184,6 +191,10 @@ def _unsupported(message: str, param: str) -> WorkerError:
 
 
 def _max_tokens(body: _Fields) -> int | None:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise bad_request(
+            "Give either `max_tokens` or `max_completion_tokens`, not both.", param="max_tokens"
+        )
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     value = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if value is not None and value < 1:
@@ -193,9 +204,9 @@ def _max_tokens(body: _Fields) -> int | None:
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(strings) > STOP_STRINGS_MAX:
+    if len(strings) > STOPS_MAX:
         raise bad_request(
-            f"`stop` takes at most {STOP_STRINGS_MAX} strings, not {len(strings)}.", param="stop"
+            f"`stop` takes at most {STOPS_MAX} strings, not {len(strings)}.", param="stop"
         )
     for index, text in enumerate(strings):
         if not 0 < len(text) <= STOP_CHARS_MAX:
@@ -226,11 +237,11 @@ def _sampling(body: _Fields) -> SamplingOverrides:
 
     within("temperature", 0.0, TEMPERATURE_MAX, body.temperature)
     within("top_p", 0.0, 1.0, body.top_p)
-    within("top_k", -1, 2**31, body.top_k)
+    within("top_k", -1, TOP_K_MAX, body.top_k)
     within("min_p", 0.0, 1.0, body.min_p)
-    within("repetition_penalty", 0.01, 10.0, body.repetition_penalty)
-    within("frequency_penalty", -2.0, 2.0, body.frequency_penalty)
-    within("presence_penalty", -2.0, 2.0, body.presence_penalty)
+    within("repetition_penalty", REPETITION_MIN, REPETITION_MAX, body.repetition_penalty)
+    within("frequency_penalty", -PENALTY_ABS_MAX, PENALTY_ABS_MAX, body.frequency_penalty)
+    within("presence_penalty", -PENALTY_ABS_MAX, PENALTY_ABS_MAX, body.presence_penalty)
     within("seed", SEED_MIN, SEED_MAX, body.seed)
     within("top_logprobs", 0, TOP_LOGPROBS_MAX, body.top_logprobs)
     if body.top_logprobs and not body.logprobs:

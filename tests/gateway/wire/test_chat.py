@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends.chat import ChatRequest, ImagePart, TextPart
+from backends.limits import FORM_BYTES_MAX
 from gateway.errors import GatewayError
 from gateway.wire.base import Asked
-from gateway.wire.chat import FORM_BYTES_MAX, JSON_DEPTH_MAX, MESSAGES_MAX, ChatDialect
+from gateway.wire.chat import JSON_DEPTH_MAX, MESSAGES_MAX, ChatDialect
 from policies.sensitivity import LabelRules, resolve
 from policies.types import Sensitivity
 from tests.policies.builders import principal
@@ -179,10 +180,10 @@ def test_what_engines_compile_and_count_is_bounded(fields: dict[str, Any], param
 
 def test_half_a_surrogate_pair_is_named_for_what_it_is() -> None:
     error = refused(b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}')
-    assert (error.code, "surrogate" in error.message) == ("invalid_json", True)
+    assert (error.code, "half of a character" in error.message) == ("invalid_json", True)
     whole = read(b'{"model":"m","messages":[{"role":"user","content":"\\ud83d\\ude00"}]}')
     assert whole.chat.messages[0].content == "\U0001f600"
-    assert "surrogate" not in refused(b"{").message
+    assert "half of a character" not in refused(b"{").message
 
 
 def test_a_schema_may_be_given_as_text() -> None:

@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 
+from backends.chat import StructuredOutputs
 from backends.glm.answer.forms import (
-    FORM_BYTES_MAX,
-    TOOLS_MAX,
     Form,
-    StructuredOutputs,
     Tools,
     encoded_schema,
     read_form,
     read_tools,
 )
 from backends.glm.errors import WorkerError
+from backends.limits import FORM_BYTES_MAX, TOOLS_MAX
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 
 from backends.glm.errors import WorkerError
 from backends.glm.request.messages import TextPart
-from backends.glm.request.protocol import (
-    LOGIT_BIAS_MAX,
-    STOP_CHARS_MAX,
-    STOP_IDS_MAX,
-    ChatRequest,
-    parse_chat,
-)
+from backends.glm.request.protocol import ChatRequest, parse_chat
 from backends.glm.types import SamplingOverrides
+from backends.limits import LOGIT_BIAS_MAX, STOP_CHARS_MAX, STOP_IDS_MAX
 
 HELLO = {"role": "user", "content": "Hello"}
 
@@ -48,7 +43,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 def test_both_spellings_of_the_output_limit() -> None:
     assert parse(max_tokens=5).max_tokens == 5
-    assert parse(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert parse(max_completion_tokens=7).max_tokens == 7
 
 
 @pytest.mark.parametrize(
