@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import cli
+from gateway import cli, logs
 from tests.gateway.commands.kit import alone
 from tests.ports import free_port
 
@@ -15,6 +15,12 @@ auth: {{secret: "a secret of 32 bytes or more, yes it is"}}
 redis_url: redis://127.0.0.1:{nobody}
 {who}
 """
+
+
+@pytest.fixture(autouse=True)
+def others_keep_their_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serve sets up is this process's, and would stay so for the tests after these."""
+    monkeypatch.setattr(logs, "setup", lambda *_, **__: None)
 
 
 def serve(folder: Path, who: str) -> int:
