@@ -22,6 +22,9 @@ BOUNDARIES_MAX = 64
 # Longer texts (pictures as base64, mostly) are sampled: this is a hint, not a proof of equality.
 SAMPLED_ABOVE_CHARS = 16_384
 SAMPLES, SAMPLE_CHARS = 32, 128
+# Engines keep whole blocks of this many tokens (vLLM's default, and our worker's), so a shorter
+# beginning is held by nobody. SGLang keeps single tokens; of so few nobody would notice.
+BLOCK_TOKENS = 16
 # Of the time that reading a picture takes, its encoding is a good part and its tokens the rest.
 PICTURE_SHARE = 0.5
 KEY_BYTES = 8
@@ -56,10 +59,10 @@ def prefixes(salted: str, parts: Iterable[tuple[bytes, int]]) -> tuple[Prefix, .
 
 
 def held_tokens(asked: Sequence[Prefix], known: Collection[str]) -> int:
-    """Tokens of the longest beginning that is known."""
+    """Tokens of the longest beginning that is known, in whole blocks."""
     for prefix in reversed(asked):
         if prefix.key in known:
-            return prefix.tokens
+            return prefix.tokens // BLOCK_TOKENS * BLOCK_TOKENS
     return 0
 
 

@@ -12,11 +12,11 @@ to say "the others first", and which of them counts depends on where the process
 
 Both are set where they can be. Elsewhere, and where the kernel declines, a worker loads as before.
 
-They say who comes first on a core, not on which core. A core on which something runs without a
-pause, whatever its weight, is taken for busy, and those that serve share the others for as long as
-a tenth of a second: two busy workers beside an endless loop at nice 10 or 19 took 1.35 times as
-long on two cores, and 1.0 times beside one that slept for 0.3 ms in every ms, because a core that
-falls idle at once takes over what waits at another. So a worker that loads takes breath.
+They say who comes first on a core, not on which core. Two busy workers beside an endless loop at
+nice 10 or 19 took 1.35 times as long on two cores (1.13 under SCHED_IDLE), and 1.0 times beside a
+loop that slept for 0.3 ms after each ms of work. We take it that a core on which something runs
+without a pause counts as busy, whatever its weight, so that those that serve share the other one;
+and that a core which falls idle takes over what waits there. So a worker that loads takes breath.
 """
 
 from __future__ import annotations

@@ -460,15 +460,15 @@ def test_one_of_several_is_ejected_for_longer_each_time(kit: Kit) -> None:
 
 
 def test_what_a_worker_has_read_is_remembered_until_it_is_another_process(kit: Kit) -> None:
-    first = facts(prefixes=(Prefix(key="a", tokens=10), Prefix(key="b", tokens=30)))
+    first = facts(prefixes=(Prefix(key="a", tokens=160), Prefix(key="b", tokens=300)))
     kit.reports = (worker("w1", up_since_s=1.0),)
     assert kit.world.take(first).workers[0].held_tokens == 0
     kit.world.sent(attempt(Site.LOCAL), replace(first, pictures=("p",)))
     asked = facts(
-        prefixes=(Prefix(key="a", tokens=10), Prefix(key="c", tokens=50)), pictures=("p",)
+        prefixes=(Prefix(key="a", tokens=160), Prefix(key="c", tokens=500)), pictures=("p",)
     )
     taken = kit.world.take(asked).workers[0]
-    assert (taken.held_tokens, taken.held_pictures) == (10, 1)
+    assert (taken.held_tokens, taken.held_pictures) == (160, 1)
     assert kit.world.take().workers[0].held_tokens == 0
     kit.reports = (worker("w1", up_since_s=2.0),)
     assert kit.world.take(asked).workers[0].held_tokens == 0

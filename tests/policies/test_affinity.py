@@ -14,16 +14,22 @@ from tests.policies.builders import NOW_S, facts, rules, snapshot, worker
 
 
 def keys(*texts: str, salted: str = "s") -> tuple[Prefix, ...]:
-    return affinity.prefixes(salted, [(affinity.fingerprint(t), 10) for t in texts])
+    return affinity.prefixes(salted, [(affinity.fingerprint(t), 24) for t in texts])
 
 
 def test_a_conversation_that_goes_on_shares_its_beginning() -> None:
     first, second = keys("system", "question"), keys("system", "question", "answer", "more")
     assert second[: len(first)] == first
     known = {prefix.key for prefix in first}
-    assert affinity.held_tokens(second, known) == 20
-    assert affinity.held_tokens(keys("system", "another"), known) == 10
+    assert affinity.held_tokens(second, known) == 48
+    assert affinity.held_tokens(keys("system", "another"), known) == 16
     assert affinity.held_tokens(keys("other", "question"), known) == 0
+
+
+def test_what_is_shorter_than_a_block_is_held_by_nobody() -> None:
+    """Or every short question asked twice would draw the next one to the same worker."""
+    short = affinity.prefixes("s", [(affinity.fingerprint("hi"), affinity.BLOCK_TOKENS - 1)])
+    assert affinity.held_tokens(short, {short[0].key}) == 0
 
 
 def test_tenants_and_labels_share_no_key() -> None:
@@ -38,7 +44,7 @@ def test_tenants_and_labels_share_no_key() -> None:
 def test_a_long_conversation_keeps_its_last_boundaries() -> None:
     found = keys(*map(str, range(BOUNDARIES_MAX + 9)))
     assert len(found) == BOUNDARIES_MAX
-    assert found[-1].tokens == 10 * (BOUNDARIES_MAX + 9)
+    assert found[-1].tokens == 24 * (BOUNDARIES_MAX + 9)
 
 
 @given(st.text(max_size=50), st.text(max_size=50))

@@ -52,7 +52,7 @@ from tests.proof.windows import median, p99, ratio, twins
 
 WARM_S = 1.0  # connections are made
 MEASURE_S = 4.0  # what the pool can do
-SHARE = 0.6  # of it: less than the two workers can carry that are left
+SHARE = 0.6  # of it: meant to be less than the two workers can carry that are left
 TAIL_S = 3.0  # after a worker is back: its caches are empty, and it gets its share little by little
 RATIO_MAX = 1.2  # of the p99 of those who have nothing to do with the dead worker
 
