@@ -60,12 +60,13 @@ def is_free(worker: WorkerState, choices: int = 1) -> bool:
     """Whether one more request would begin at once with all of its answers (`choices`), or with as
     many of them as the worker has slots. Requests that wait inside of a worker with
     slots to spare say that it is its memory that is short, not its slots; one or two of them may
-    only just have come."""
+    only just have come. Those whose pictures are being decoded say nothing: another's text passes
+    them."""
     if worker.health is not Health.UP or worker.breaker is BreakerState.OPEN:
         return False
     if worker.refused or worker.silent:
         return False
-    stuck = worker.waiting > worker.slots // 8
+    stuck = worker.waiting - worker.preparing > worker.slots // 8
     return occupancy(worker) + min(choices, worker.slots) <= worker.slots and not stuck
 
 

@@ -191,6 +191,7 @@ class WorkerState(Value, frozen=True, kw_only=True):
     slots: int = 1
     running: int = 0
     waiting: int = 0
+    preparing: int = 0  # of the waiting, those that no slot could help: pictures are being decoded
     queue_limit: int = 0
     in_flight: int = 0  # answers that this gateway has asked it for and that are not over
     in_flight_prompt_tokens: int = 0

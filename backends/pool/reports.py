@@ -43,6 +43,7 @@ class Report(msgspec.Struct):
     slots: Count = 1
     running: Count = 0
     waiting: Count = 0
+    preparing: Count = 0
     waiting_tokens: Tokens = 0
     queue_limit: Count = 0
     decode_tokens_per_s: Pace = 0.0

@@ -193,6 +193,7 @@ class Worker:
             slots=max(1, report.slots),
             running=report.running,
             waiting=report.waiting,
+            preparing=report.preparing,
             queue_limit=report.queue_limit,
             kv_used=report.kv_used,
             kv_tokens=report.kv_tokens_total,

@@ -110,6 +110,14 @@ def test_a_worker_that_owes_a_report_is_not_free() -> None:
     assert is_silent("vllm", SILENT_OTHERS_S + 0.1)
 
 
+def test_pictures_that_are_being_decoded_keep_nobody_from_a_free_slot() -> None:
+    crowd = worker(slots=32, waiting=12)
+    assert not is_free(crowd)  # their memory is short, as far as one can see
+    assert is_free(replace(crowd, preparing=12))
+    assert not is_free(replace(crowd, preparing=7))
+    assert not is_free(replace(crowd, preparing=12, slots=12))  # each of them will want a slot
+
+
 def test_a_free_slot_without_memory_is_not_free() -> None:
     """Of 10,000 entries 8,000 are taken and 1,000 spoken for; ours needs 100 and up to 2,900. So
     2,000 are short, and a quarter of what runs must end: a quarter of a request's 20.2 s."""

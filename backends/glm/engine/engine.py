@@ -1,15 +1,14 @@
 """The engine: who waits, who runs, and one thread that turns prompts into tokens.
 
-A request takes a ticket before any work is done for it, also before its picture is decoded, and
-counts as waiting from then on: the answer "busy" costs nothing and comes at once. A ticket's life:
+A request takes a ticket before its body is read, and waits from then on. A ticket's life:
 
     admit() -> waiting -> submit() -> running -> done
                   |          |           |
                   `----------+-----------+--- abort(): at once, or after the step that runs
 
-Requests join and leave the running batch between any two steps; who does is the scheduler's
-decision. Nothing here knows torch: the model is behind the `BatchModel` protocol, and nothing is
-asked of it while the lock is held, so that counts and health can be read whatever it does.
+Requests join and leave the running batch between any two steps, as the scheduler decides. Nothing
+here knows torch: the model is behind the `BatchModel` protocol, and nothing is asked of it while
+the lock is held, so that counts and health can be read whatever it does.
 
 What breaks with one request ends that request. An engine that cannot go on (`trouble`) tells all
 who are inside, admits nobody, and is not mended: its process has to end.
@@ -197,12 +196,13 @@ class Engine:
         """Counts and speeds of this moment."""
         seen = self._model.pictures()
         with self._wake:
-            scheduler, speeds = self._scheduler, self._speeds
+            scheduler = self._scheduler
             return replace(
-                speeds.load(),
+                self._speeds.load(),
                 slots=scheduler.slots,
                 running=len(scheduler.running),
                 waiting=len(self._waiting),
+                preparing=max(0, len(self._waiting) - len(scheduler.waiting)),
                 waiting_tokens=scheduler.waiting_tokens,
                 queue_limit=self._queue_limit,
                 kv_tokens_used=scheduler.rows.tokens_used,

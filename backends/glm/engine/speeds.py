@@ -14,14 +14,16 @@ RETRY_AFTER_MAX_S = 60  # beyond a minute the estimate says nothing
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
     """A snapshot for load reports. Speeds are tokens a second, 0.0: not measured; decoding of one
-    request, and of all together. `kv_tokens_used`: entries allotted to running requests,
-    `waiting_tokens`: those that waiting ones will need. The last
-    four count since the start: tokens of prompts and those of them that were not read again,
-    pictures and those that were not encoded again."""
+    request, and of all together. `preparing`: those of the waiting that are not ready for a slot
+    yet, as their pictures are being decoded. `kv_tokens_used`: entries allotted to running
+    requests, `waiting_tokens`: those that waiting ones will need. The last four count since the
+    start: tokens of prompts and those of them that were not read again, pictures and those that
+    were not encoded again."""
 
     slots: int = 0
     running: int = 0
     waiting: int = 0
+    preparing: int = 0
     waiting_tokens: int = 0
     queue_limit: int = 0
     decode_tokens_per_s: float = 0.0

@@ -130,9 +130,10 @@ def test_our_worker_reports_its_adapters() -> None:
     worker = Worker(Member(name="w", url="http://127.0.0.1:1"), egress, egress)
     report = Report(engine="yuzui", model="glm", adapters=["faq"])
     assert worker.of_report(report).adapters == {"faq"}
-    report = Report(kv_tokens_used=25, kv_tokens_total=100, waiting_tokens=90)
+    report = Report(kv_tokens_used=25, kv_tokens_total=100, waiting_tokens=90, preparing=3)
     state = worker.of_report(report)
     assert (state.kv_used, state.kv_tokens, state.waiting_tokens) == (0.25, 100, 90)
+    assert state.preparing == 3
     assert worker.of_report(Report(engine="yuzui", model="glm", state="ok")).adapters == frozenset()
 
 

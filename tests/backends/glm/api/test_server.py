@@ -385,7 +385,7 @@ async def test_health_models_and_load(checkpoint: Checkpoint, serve: Serve) -> N
             "decode_tokens_per_s", "decode_tokens_per_s_total",
             "prefill_tokens_per_s", "kv_tokens_used", "kv_tokens_total", "max_model_len", "state",
             "waiting_tokens", "prompt_tokens", "cached_tokens", "pictures", "cached_pictures",
-            "seq", "image_limits", "adapters", "reason",
+            "seq", "image_limits", "adapters", "reason", "preparing",
         }  # fmt: skip
         assert first["seq"] < second["seq"]
         assert (first["worker"], first["state"], first["slots"]) == ("w", "ok", 1)

@@ -159,6 +159,7 @@ async def test_pictures_keep_no_text_waiting_and_their_tenants_take_turns(
         await in_line(served.service, 1)
         beta = asyncio.gather(post(ask("beta", 50, 1)))
         await in_line(served.service, 2)
+        assert served.engine.load().preparing == served.engine.load().waiting == 3
         leaves.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await leaves

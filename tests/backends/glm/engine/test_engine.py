@@ -618,6 +618,7 @@ def test_a_queue_is_bounded_by_its_tokens_too(bench: Bench) -> None:
             waiting.append(ticket)
             bench.counts(engine, 1, number)
     assert engine.load().waiting_tokens == 2 * 109
+    assert engine.load().preparing == 1  # the fourth, which is not submitted yet
     with pytest.raises(WorkerBusy) as caught:
         engine.submit(ticket, job(Inbox()))
     assert caught.value.retry_after_s == 1
