@@ -48,8 +48,14 @@ class Dialer:
         raise failed
 
     async def resolve(self, origin: Origin) -> list[str]:
-        """Every address of a name now. Raises OSError, UnicodeError, or EgressDenied."""
-        return [address for _, address in await self._look_up(origin)]
+        """Every address of a name now; none when the name server says so, as of a headless service
+        without pods. Raises OSError (nobody has answered), UnicodeError, or EgressDenied."""
+        try:
+            return [address for _, address in await self._look_up(origin)]
+        except socket.gaierror as error:
+            if error.errno not in (socket.EAI_NONAME, socket.EAI_NODATA):
+                raise
+            return []
 
     async def _addresses(self, origin: Origin) -> list[Address]:
         loop = asyncio.get_running_loop()

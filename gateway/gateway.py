@@ -27,7 +27,7 @@ from gateway.history import History
 from gateway.ledger.alerts import Alerts
 from gateway.ledger.ledger import Ledger, LedgerFault, LedgerUnavailable
 from gateway.ledger.spool import Spool
-from gateway.pool.heartbeats import BEAT_EVERY_S, Heartbeats
+from gateway.pool.heartbeats import BEAT_EVERY_S, BEAT_TTL_S, Heartbeats
 from gateway.pool.waiting import WaitingRoom
 from gateway.prices.cards import load_book
 from gateway.reports.drift import DriftWatch
@@ -199,7 +199,9 @@ class Gateway:
             for n, found in enumerate(pool.dns, start=1)
         ]
         if pool.heartbeats:
-            sources.append(HeartbeatSource(self._heartbeats.read, every_s=BEAT_EVERY_S))
+            sources.append(
+                HeartbeatSource(self._heartbeats.read, every_s=BEAT_EVERY_S, keep_s=BEAT_TTL_S)
+            )
         return sources
 
     # ------------------------------------------------------------ life

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from backends.chat import ChatRequest
 from gateway.errors import GatewayError, insufficient_quota
 from gateway.gateway import Gateway
-from gateway.ledger.ledger import Exhausted, LedgerUnavailable
+from gateway.ledger.ledger import Exhausted, LedgerFault, LedgerUnavailable
 from gateway.ledger.rows import Outcome, Row, RowState
 from gateway.pool.waiting import NoRoom
 from gateway.run import Run
@@ -108,8 +108,8 @@ class Exchange:
     async def settle(self, run: Run, taken: Step, *, outcome: Outcome) -> None:
         """Resolves the hold of an attempt that is over, and remembers what it cost.
 
-        Never raises for a ledger that cannot be reached: the settlement is then repeated in the
-        background, and after that the sweeper posts the hold in full.
+        Never raises for a ledger that cannot be reached or used: the settlement is then repeated
+        in the background, and after that the sweeper posts the hold in full.
         """
         attempt, elapsed_ms = run.attempt, run.elapsed_ms
         assert taken.resolve is not None
@@ -148,7 +148,9 @@ class Exchange:
             return self._spool_end(run, row)
         try:
             return (await self._gateway.ledger.settle(run.hold_id, row)).posted_nano
-        except LedgerUnavailable:
+        except (LedgerUnavailable, LedgerFault) as error:
+            if isinstance(error, LedgerFault):
+                _log.error("ledger_fault", hold_id=run.hold_id, why=str(error))
             self._gateway.later(self._settle_again(run.hold_id, row))
             return posted_of(row.posted_nano, run.attempt.hold_nano)
 
@@ -179,7 +181,7 @@ class Exchange:
 
     async def _settle_again(self, hold_id: str, row: Row) -> None:
         async for attempt in tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(LedgerUnavailable),
+            retry=tenacity.retry_if_exception_type((LedgerUnavailable, LedgerFault)),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             stop=tenacity.stop_after_delay(SETTLE_PATIENCE_S),
             reraise=True,
@@ -192,7 +194,7 @@ class Exchange:
         if run.spooled:
             self._spool_end(run, None)
             return
-        with suppress(LedgerUnavailable):
+        with suppress(LedgerUnavailable, LedgerFault):
             await self._gateway.ledger.void(run.hold_id)
 
     def _row(self, run: Run, charged: Charge, outcome: Outcome, *, final: bool) -> Row:

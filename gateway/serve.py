@@ -21,7 +21,7 @@ from gateway import errors
 from gateway.errors import GatewayError
 from gateway.facts import facts_of, new_request_id
 from gateway.gateway import Gateway
-from gateway.ledger.ledger import Exhausted, HoldRequest, LedgerUnavailable, Reserved
+from gateway.ledger.ledger import Exhausted, HoldRequest, LedgerFault, LedgerUnavailable, Reserved
 from gateway.ledger.rows import Outcome, Row
 from gateway.ledger.spool import SpoolFull
 from gateway.pool.waiting import NoRoom, Place, late_for
@@ -168,7 +168,10 @@ class _Attempts:
         patience_s = BOOKS_PATIENCE_S if spools else None
         try:
             return await self._gateway.ledger.reserve(hold, now_s, patience_s=patience_s)
-        except LedgerUnavailable:  # it gives back by itself what it may have held
+        except (LedgerUnavailable, LedgerFault) as error:
+            # the ledger gives back by itself what it may have held; a fault has changed nothing
+            if isinstance(error, LedgerFault):
+                _log.error("ledger_fault", hold_id=run.hold_id, why=str(error))
             if self._spooled(run, hold):
                 return Reserved(hold_id=run.hold_id, budgets=())
             raise self._exchange.no_books() from None
@@ -233,7 +236,7 @@ class _Attempts:
         """Money is spoken for before the first byte leaves for a place that bills."""
         try:
             return await self._gateway.ledger.mark_sent(run.hold_id)
-        except LedgerUnavailable:
+        except (LedgerUnavailable, LedgerFault):
             return False
 
     async def _plain(self, reply: Reply, run: Run) -> web.StreamResponse:

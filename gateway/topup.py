@@ -11,7 +11,14 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from gateway.ledger.ledger import Exhausted, HoldClosed, Ledger, LedgerUnavailable, Reserved
+from gateway.ledger.ledger import (
+    Exhausted,
+    HoldClosed,
+    Ledger,
+    LedgerFault,
+    LedgerUnavailable,
+    Reserved,
+)
 from gateway.run import Run
 from gateway.tasks import spawn
 from policies.topup import cut_in_ms, grown_nano, grows_in_ms
@@ -94,7 +101,7 @@ class TopUp:
         for _ in range(HALVINGS_MAX):
             try:
                 found = await self._ledger.grow(self._run.hold_id, wanted_nano)
-            except (LedgerUnavailable, HoldClosed):
+            except (LedgerUnavailable, LedgerFault, HoldClosed):
                 return False
             if isinstance(found, Reserved):
                 self._run.attempt = replace(attempt, hold_nano=wanted_nano)

@@ -10,6 +10,7 @@ to lie inside: on this machine or in a private network, whatever the source says
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -81,15 +82,48 @@ class DnsSource:
 class HeartbeatSource:
     """Workers that have written themselves down and have done so lately.
 
-    read: everybody who is written down now; raises OSError when that cannot be read
+    A Redis that was restarted has forgotten everybody until they write again. So one that is not
+    written down any more stays for MISSES readings and for `keep_s`, counted from the last reading
+    that failed or named it; one that is really gone is found to be by its probes.
+
+    read:   everybody who is written down now; raises OSError when that cannot be read
+    keep_s: longer than anybody takes between two beats
     """
 
-    def __init__(self, read: Callable[[], Awaitable[Sequence[Member]]], *, every_s: float) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Sequence[Member]]],
+        *,
+        every_s: float,
+        keep_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = "heartbeats"
         self.every_s = every_s
         self._read = read
+        self._keep_s = keep_s
+        self._clock = clock
+        self._known: dict[str, Member] = {}
+        self._missed: dict[str, tuple[int, float]] = {}  # by name: readings, since when
 
     async def members(self) -> Sequence[Member]:
+        """Raises OSError when it cannot be read who is written down."""
+        try:
+            written = {member.name: member for member in await self._inside()}
+        except OSError:
+            self._missed.clear()
+            raise
+        now_s = self._clock()
+        missed = {}
+        for name in self._known.keys() - written.keys():
+            count, since_s = self._missed.get(name, (0, now_s))
+            if count + 1 < MISSES or now_s - since_s <= self._keep_s:
+                missed[name] = count + 1, since_s
+        kept = {name: self._known[name] for name in sorted(missed)}
+        self._known, self._missed = {**written, **kept}, missed
+        return list(self._known.values())
+
+    async def _inside(self) -> Sequence[Member]:
         found = []
         for member in list(await self._read())[:MEMBERS_MAX]:
             origin = origin_of(member.url)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
-from backends.dial import Dialer
+from backends.dial import Address, Dialer
 from backends.egress import Egress
 from backends.origins import EgressDenied
 from backends.pool import Member, Pool
@@ -160,6 +161,64 @@ async def test_a_name_may_have_a_pool_at_each_of_several_ports() -> None:
             for _ in range(20):  # and neither pushes the other out
                 await asyncio.sleep(0.02)
                 assert both <= set(up(pool))
+
+
+async def test_who_is_not_written_down_any_more_stays_for_several_readings_and_some_time() -> None:
+    """A Redis that starts anew knows nobody until they write again."""
+    now_s = 0.0
+    said: list[Sequence[str] | None] = []
+
+    async def read() -> Sequence[Member]:
+        names = said.pop(0)
+        if names is None:
+            raise OSError("no Redis")
+        return [Member(name=name, url="http://10.0.0.1:1") for name in names]
+
+    source = HeartbeatSource(read, every_s=2.0, keep_s=7.0, clock=lambda: now_s)
+
+    async def reading(names: Sequence[str] | None, at_s: float) -> str | None:
+        nonlocal now_s
+        now_s = at_s
+        said.append(names)
+        try:
+            return "".join(sorted(member.name for member in await source.members()))
+        except OSError:
+            return None
+
+    assert await reading("ab", 0.0) == "ab"
+    assert [await reading("b", at_s) for at_s in (2.0, 2.1, 2.2, 9.0)] == ["ab"] * 4
+    assert await reading("b", 9.1) == "b"  # often enough, and long enough
+    assert await reading("ab", 10.0) == "ab"
+    assert await reading("", 12.0) == "ab"
+    assert await reading("a", 14.0) == "ab"  # seen again: what he missed is forgotten
+    assert await reading("", 19.5) == "a"
+    assert await reading(None, 30.0) is None  # and so it is after a reading that failed
+    assert [await reading("", at_s) for at_s in (32.0, 34.0, 36.0, 38.0)] == ["a"] * 4
+    assert await reading("", 40.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "left"),
+    [(socket.EAI_NONAME, []), (socket.EAI_NODATA, []), (socket.EAI_AGAIN, ["g"])],
+)
+async def test_a_name_without_addresses_is_an_answer_and_a_silent_server_none(
+    monkeypatch: pytest.MonkeyPatch, number: int, left: list[str]
+) -> None:
+    known = ["10.0.0.1"]
+
+    async def look_up(dialer: Dialer, origin: object) -> list[Address]:
+        if not known:
+            raise socket.gaierror(number, "x")
+        return [(socket.AF_INET, address) for address in known]
+
+    monkeypatch.setattr(Dialer, "_look_up", look_up)
+    egress = Egress(allowed=[])
+    source = DnsSource(egress, Member(name="g", url="http://gpus.svc:8000"), every_s=0.01)
+    async with finding(source, egress=egress) as pool:
+        await until(lambda: pool.names() == ("g-10.0.0.1",))
+        known.clear()
+        await asyncio.sleep(0.2)
+        await until(lambda: [name.partition("-")[0] for name in pool.names()] == left)
 
 
 async def test_a_fixed_member_keeps_its_name() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,6 +14,7 @@ from backends.scripted_server import ScriptedServer, ServerOptions
 from gateway.pool.heartbeats import Announcement, Heartbeats, announce
 from gateway.tasks import spawn
 from policies.types import Capability, Sensitivity
+from tests.gateway.redis_servers import RealServer
 from tests.gateway.rig import PATIENCE_S, rig, until
 
 
@@ -107,6 +110,37 @@ async def test_a_worker_is_announced_for_as_long_as_it_answers(books_url: str) -
         await announcing
         assert await beats.read() == []
     await beats.close()
+
+
+async def test_a_redis_that_starts_anew_takes_no_worker_along(
+    own_server: Callable[..., RealServer], tmp_path: Path
+) -> None:
+    """It has read back what was written before it went, and that has expired meanwhile."""
+    server = own_server("--appendonly", "yes", "--appendfsync", "always")
+    stop, left = asyncio.Event(), 0
+    settings = {
+        "pool.heartbeats": True, "limits.local_without_books": True, "data_dir": str(tmp_path),
+    }  # fmt: skip
+    async with ScriptedServer(ServerOptions(chunks=3)) as worker:
+        named = said(url=worker.url)
+        announcing = spawn(announce(named, server.url, stop), name="announce")
+        beats = Heartbeats(server.url)
+        while not await beats.read():  # noqa: ASYNC110 - Redis has no event
+            await asyncio.sleep(0.02)
+        async with rig(server.url, workers=[], settings=settings) as house:
+            await house.ready_worker()
+            server.kill()
+            stop.set()  # nobody writes while it is away
+            await announcing
+            with redis.Redis.from_url(server.url, retry=None) as client:
+                server.start()
+                client.delete("yuzui:worker:gpu1")
+            for _ in range(30):  # the gateway reads every two seconds
+                left += not await house.admin("GET", "/admin/workers")
+                await asyncio.sleep(0.1)
+            assert not left
+            assert (await house.ask()).header("route") == "local:gpu1"
+        await beats.close()
 
 
 async def test_a_gateway_uses_who_announces_itself(books_url: str) -> None:
