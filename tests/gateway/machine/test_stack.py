@@ -196,8 +196,9 @@ async def test_it_ends_when_nothing_can_be_answered_any_more(
     tmp_path: Path, worker: ScriptedServer, part: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """In this process, so that the pauses between six starts need not be waited for."""
+    """In this process, so that six starts and the pauses between them need not be waited for."""
     monkeypatch.setattr(processes, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(processes, "QUICK_ENDS_MAX", 2)
     set_to = {"data_dir": tmp_path / "d", "workers": worker.url, "port": 0, "admin_port": 0}
     stack = make_stack(Config.load(environ={}, overrides=set_to), None)
 
