@@ -126,7 +126,10 @@ class Worker:
         cards = read(CARDS, body).data
         if not cards:
             raise nonsense()
+        before = self.card.id
         self.card = next((card for card in cards if not card.parent), cards[0])
+        if before != self.card.id:  # another server, perhaps: what was read of the last is void
+            self._slots = self.member.slots
         self.adapter_ids = adapters_of(cards)
 
     async def drains(self) -> bool:

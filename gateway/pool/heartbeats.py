@@ -72,20 +72,29 @@ class Heartbeats:
         self._url = redis_url
         self._link: RedisLink | None = None
 
-    async def write(self, said: Announcement, *, ttl_s: float = BEAT_TTL_S) -> None:
+    async def write(self, said: Announcement, *, ttl_s: float = BEAT_TTL_S) -> bool:
+        """Whether it is written down now. It is not while a worker at another URL has its name: two
+        of one name would push each other out of every pool, in turn. Of two that begin at the same
+        moment the later one keeps it."""
         link = await self._linked()
         try:
+            if await self._is_anothers(link, said):
+                return False
             body = msgspec.json.encode(said)
             await link.call("SET", _PREFIX + said.name, body, "PX", int(1000 * ttl_s))
             await link.call("SADD", _NAMES, said.name)
         except (LedgerUnavailable, LedgerFault) as error:
             raise OSError(str(error)) from None
+        return True
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, said: Announcement) -> None:
+        """Leaves another worker alone that has the same name."""
         link = await self._linked()
         try:
-            await link.call("DEL", _PREFIX + name)
-            await link.call("SREM", _NAMES, name)
+            if await self._is_anothers(link, said):
+                return
+            await link.call("DEL", _PREFIX + said.name)
+            await link.call("SREM", _NAMES, said.name)
         except (LedgerUnavailable, LedgerFault) as error:
             raise OSError(str(error)) from None
 
@@ -103,6 +112,11 @@ class Heartbeats:
         except (LedgerUnavailable, LedgerFault) as error:
             raise OSError(str(error)) from None
         return [m for name, body in zip(names, bodies, strict=True) if (m := _read(name, body))]
+
+    async def _is_anothers(self, link: RedisLink, said: Announcement) -> bool:
+        body = await link.call("GET", _PREFIX + said.name)
+        found = _read(said.name.encode(), body)
+        return found is not None and found.url != said.url
 
     async def close(self) -> None:
         if self._link is not None:
@@ -140,8 +154,8 @@ async def announce(
     """Writes a worker down for as long as it answers its probes, until `stop`; then removes it. One
     that drains is removed as soon as it says so; one that is silent is left to expire.
 
-    told: hears of every change: "announced", "draining", "not answering", "no Redis". Raises
-    EgressDenied for an address that no gateway could reach.
+    told: hears of every change: "announced", "draining", "not answering", "no Redis",
+    "another worker has this name". Raises EgressDenied for an address that no gateway could reach.
     """
     egress = Egress(allowed=[said.url])
     beats = Heartbeats(redis_url)
@@ -150,10 +164,10 @@ async def announce(
         while not stop.is_set():
             now = await _state(egress, said.url)
             try:
-                if now == "announced":
-                    await beats.write(said)
+                if now == "announced" and not await beats.write(said):
+                    now = "another worker has this name"
                 elif now == "draining" and now != state:
-                    await beats.remove(said.name)
+                    await beats.remove(said)
             except OSError:
                 now = "no Redis"
             if now != state:
@@ -165,7 +179,7 @@ async def announce(
             except TimeoutError:
                 continue
         try:
-            await beats.remove(said.name)
+            await beats.remove(said)
         except OSError:
             pass  # it expires by itself
     finally:

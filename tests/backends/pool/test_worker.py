@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from backends.egress import Egress
 from backends.pool import Member, Pool
@@ -16,6 +17,24 @@ from policies.types import Capability, Health, Sensitivity
 from tests.backends import conforming
 from tests.backends.engines.kit import call, chat, whole
 from tests.backends.servers import until
+
+
+class Sized(conforming.Sglang):
+    slots = 48
+
+    async def _server_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"max_running_requests": self.slots, "internal_states": [{}]})
+
+
+async def test_another_model_at_the_same_address_is_asked_for_its_slots_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Sized() as engine, following([engine.url]) as pool:
+        await until(lambda: pool.states()[0].slots == 48)
+        engine.slots = 7
+        monkeypatch.setattr(conforming, "MODEL", "another")
+        await until(lambda: pool.states()[0].slots == 7)
+        assert pool.states()[0].model == "another"
 
 
 @asynccontextmanager

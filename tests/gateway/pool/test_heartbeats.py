@@ -37,8 +37,41 @@ async def test_what_was_written_is_read(redis_url: str) -> None:
     first, second = await beats.read()
     assert first == Member(name="gpu0", url="http://10.0.0.7:8000")
     assert second == full.member()
-    await beats.remove("gpu1")
+    await beats.remove(full)
     assert [m.name for m in await beats.read()] == ["gpu0"]
+    await beats.close()
+
+
+async def test_of_two_workers_with_one_name_the_first_keeps_it(books_url: str) -> None:
+    beats = Heartbeats(books_url)
+    first, second = said(url="http://10.0.0.1:1"), said(url="http://10.0.0.2:1")
+    assert await beats.write(first)
+    assert not await beats.write(second)
+    assert await beats.write(said(url=first.url, weight=2.0))  # his own to change
+    await beats.remove(second)
+    assert [member.url for member in await beats.read()] == [first.url]
+    await beats.remove(first)
+    assert await beats.write(second)
+    assert [member.url for member in await beats.read()] == [second.url]
+    await beats.close()
+
+
+async def test_who_announces_a_name_that_is_taken_hears_of_it(books_url: str) -> None:
+    heard: list[str] = []
+    stop = asyncio.Event()
+    beats = Heartbeats(books_url)
+    other = said(url="http://10.0.0.1:1")
+    await beats.write(other, ttl_s=60)
+    async with ScriptedServer(ServerOptions()) as worker:
+        named = said(url=worker.url)
+        announcing = spawn(
+            announce(named, books_url, stop, every_s=0.05, told=heard.append), name="announce"
+        )
+        await until(lambda: heard == ["another worker has this name"])
+        await beats.remove(other)
+        await until(lambda: heard[1:] == ["announced"])
+        stop.set()
+        await announcing
     await beats.close()
 
 
