@@ -21,9 +21,9 @@ from backends.glm.nano import CHECKPOINT
 from backends.glm.nano.draw import draw_scene
 from backends.glm.nano.talk import Question, questions_for
 from gateway.data_dir import DataDir
-from gateway.machine.processes import Child
 from gateway.machine.stack import _probe
 from gateway.machine.workers import LocalWorkers
+from gateway.processes import Child
 from gateway.tasks import spawn
 from policies.types import Site
 from tests.backends.glm.faq import SHOP, train
