@@ -146,9 +146,11 @@ async def test_a_worker_is_announced_for_as_long_as_it_answers(books_url: str) -
 
 
 async def test_a_redis_that_starts_anew_takes_no_worker_along(
-    own_server: Callable[..., RealServer], tmp_path: Path
+    own_server: Callable[..., RealServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has read back what was written before it went, and that has expired meanwhile."""
+    monkeypatch.setattr("gateway.gateway.BEAT_EVERY_S", 0.05)  # how often it is read
+    monkeypatch.setattr("gateway.gateway.BEAT_TTL_S", 600.0)  # a busy machine takes its time
     server = own_server("--appendonly", "yes", "--appendfsync", "always")
     stop, left = asyncio.Event(), 0
     settings = {
@@ -168,9 +170,9 @@ async def test_a_redis_that_starts_anew_takes_no_worker_along(
             with redis.Redis.from_url(server.url, retry=None) as client:
                 server.start()
                 client.delete("yuzui:worker:gpu1")
-            for _ in range(30):  # the gateway reads every two seconds
+            for _ in range(20):
                 left += not await house.admin("GET", "/admin/workers")
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
             assert not left
             assert (await house.ask()).header("route") == "local:gpu1"
         await beats.close()
