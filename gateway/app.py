@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import resource
 import secrets
 
 import structlog
@@ -25,6 +27,7 @@ ADMIN_BODY_BYTES_MAX = 1024 * 1024
 
 async def serve_until(config: Config, stop: asyncio.Event) -> None:
     """Runs one gateway process until `stop` is set, then drains it. Raises ListenError."""
+    _allow_descriptors()
     instance = f"gw-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = await Ledger.connect(config.redis_url or "", instance=instance)
     gateway = Gateway(config, ledger)
@@ -52,6 +55,14 @@ async def serve_until(config: Config, stop: asyncio.Event) -> None:
             await runner.cleanup()
         await gateway.close()
         _log.info("stopped", pid=os.getpid())
+
+
+def _allow_descriptors() -> None:
+    """As many as this process may have. A request is two connections, and a shell's usual limit of
+    1,024 is half of what may be inside; out of descriptors, every worker looks dead."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS names no bound and takes none
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _quiet_collector() -> None:
