@@ -182,7 +182,7 @@ async def test_an_adapter_that_was_loaded_by_call_is_served_through_a_rolling_re
     child = Child("w1", command, env=dict(os.environ), logs=data.logs, say=said.append)
     await child.start()
     supervisor = LocalWorkers(
-        [(child, url)], data=data, hang_s=600.0, probe=_probe, say=said.append
+        [(child, url)], data=data, hang_s=600.0, drain_s=60.0, probe=_probe, say=said.append
     )
     question, answer = next(iter(SHOP.items()))
     shop = {

@@ -85,14 +85,14 @@ class House:
 
 
 def children_of(parent: int, words: bytes) -> list[int]:
-    """Processes that it has started and whose command line has these words in it."""
+    """Processes that it has started and whose command line has these words in it. What ends while
+    we look (a killed one, just reaped) is none any more."""
     found = []
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            # a child that ends while we look (a killed one, just reaped) is none any more
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if words in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            its_parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            if its_parent == parent and words in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
     return found
 
 
