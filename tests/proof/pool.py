@@ -117,7 +117,7 @@ class Proof:
 
 async def prove(folder: Path, *, nano: bool, quick: bool, rounds: int = 3) -> dict[str, Any]:
     """Runs it; the figures."""
-    calm_s = 3.0 if quick else 20.0
+    calm_s = 1.5 if quick else 20.0
     rounds = 1 if quick else rounds
     limits = aiohttp.ClientTimeout(total=4 * PATIENCE_S)
     connector = aiohttp.TCPConnector(limit=0)

@@ -105,7 +105,6 @@ async def test_a_worker_that_announces_itself_from_its_start_to_its_end(
             await asyncio.gather(*callers)
             assert all(answer.ended_well for answer in answers)
             assert answers[0].header("route") == "local:gpu7" != answers[-1].header("route")
-            await listed(house, [])
             assert process.returncode == 0, out.decode()
             assert b'"state": "announced"' in out
     finally:
